@@ -1,0 +1,174 @@
+"""Sampling with Heun's method (Karras et al. 2022, Algorithms 1 and 2), each image from its own seed.
+
+Shapes: B images at once, N steps, K classes, S image side. An image's latent, condition and, in the stochastic
+variant, noise come from a CPU generator with the image's seed, in this order: the image is a function of (network,
+seed) whatever the batch, the number of workers or the kind of device, up to the rounding of the network; and one seed
+gives the same latent for every network and every K.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cedm_ray.config import Config
+
+MAX_CHURN = 2**0.5 - 1
+"""Largest relative increase of the noise level by one step of the stochastic variant."""
+
+
+class SampleConfig(Config):
+    """The path from noise to image; the defaults are EDM's deterministic sampler for CIFAR-10 (35 network calls)."""
+
+    num_steps: int = Field(18, ge=2, description="Noise levels visited before zero; 2 num_steps - 1 network calls.")
+    sigma_min: float = Field(0.002, gt=0, description="Lowest noise level before zero.")
+    sigma_max: float = Field(80.0, gt=0, description="Noise level of the start.")
+    rho: float = Field(7.0, gt=0, description="How much denser the steps are at low noise; 1 = evenly spaced.")
+    s_churn: float = Field(0.0, ge=0, description="Noise added and removed over the whole path; 0 = deterministic.")
+    s_min: float = Field(0.0, ge=0, description="Lowest noise level at which noise is added.")
+    s_max: float | None = Field(None, gt=0, description="Highest noise level at which noise is added. None = no limit.")
+    s_noise: float = Field(
+        1.0, gt=0, description="Standard deviation of the added noise, relative to what the path loses."
+    )
+    batch_size: int = Field(256, ge=1, description="Images generated at once; memory only, not the result.")
+
+
+def sigma_steps(config: SampleConfig) -> Tensor:
+    """The noise levels t_0 .. t_N, float64 [N + 1], from sigma_max down to sigma_min and then 0 (Table 1)."""
+    if config.sigma_min >= config.sigma_max:
+        raise ValueError(f"sigma_min must be below sigma_max {config.sigma_max}, got {config.sigma_min}")
+    high, low = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
+    ramp = torch.arange(config.num_steps, dtype=torch.float64) / (config.num_steps - 1)
+    return torch.cat(((high + ramp * (low - high)) ** config.rho, torch.zeros(1, dtype=torch.float64)))
+
+
+def draw_latents_and_conditions(
+    seeds: Sequence[int], image_size: int, counts: np.ndarray | None
+) -> tuple[Tensor, Tensor | None]:
+    """Unit normal latents float32 [B, 3, S, S]; for counts int64 [K] also classes int64 [B] in their proportion."""
+    return _draw(_generators(seeds), image_size, counts)
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def _draw(
+    generators: list[torch.Generator], image_size: int, counts: np.ndarray | None
+) -> tuple[Tensor, Tensor | None]:
+    latents = torch.stack([torch.randn(3, image_size, image_size, generator=g) for g in generators])
+    # Drawn even when there is nothing to choose, so that what a generator yields next does not depend on it.
+    uniform = torch.stack([torch.rand((), dtype=torch.float64, generator=g) for g in generators]).numpy()
+    if counts is None:
+        return latents, None
+    cumulative = np.cumsum(counts)
+    # In whole images, so that a class without images is never drawn.
+    position = np.floor(uniform * cumulative[-1])
+    return latents, torch.from_numpy(np.searchsorted(cumulative, position, side="right"))
+
+
+def denoise(
+    denoiser: nn.Module,
+    latents: Tensor,
+    classes: Tensor | None,
+    *,
+    config: SampleConfig,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Tensor:
+    """Follow the path from latents [B, 3, S, S] (unit normal) to images, float64 [B, 3, S, S] in about [-1, 1].
+
+    classes: [B] int64 or None. generators: one CPU generator per image for the noise of the stochastic variant; needed
+    exactly when s_churn > 0. The state is float64, the network sees float32.
+    """
+    if config.s_churn and generators is None:
+        raise ValueError(f"generators must be given when s_churn > 0, got None for {config.s_churn}")
+    steps = sigma_steps(config).tolist()
+    churn = min(config.s_churn / config.num_steps, MAX_CHURN)
+    highest = float("inf") if config.s_max is None else config.s_max
+
+    def slope(x: Tensor, sigma: float) -> Tensor:
+        """dx/dsigma of the probability flow at x."""
+        level = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
+        return (x - denoiser(x.float(), level, classes).double()) / sigma
+
+    x = latents.double() * steps[0]
+    for sigma, lower in itertools.pairwise(steps):
+        if churn and config.s_min <= sigma <= highest:
+            raised = sigma * (1 + churn)
+            noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators])
+            x = x + noise.to(x) * (config.s_noise * (raised**2 - sigma**2) ** 0.5)
+            sigma = raised
+        here = slope(x, sigma)
+        euler = x + (lower - sigma) * here
+        x = euler if lower == 0 else x + (lower - sigma) * (here + slope(euler, lower)) / 2
+    return x
+
+
+def sample(
+    denoiser: nn.Module,
+    seeds: Sequence[int],
+    *,
+    config: SampleConfig,
+    image_size: int,
+    counts: np.ndarray | None = None,
+    classes: Sequence[int] | int | None = None,
+    device: torch.device | str,
+) -> Iterator[np.ndarray]:
+    """Generate one image per seed, in the seeds' order, in batches uint8 [B, 3, S, S].
+
+    denoiser: a `Denoiser` on `device` in eval mode. seeds: integers in [0, 2^32). For a network with K classes give
+    either counts, int64 [K], to draw conditions in their proportion, or classes, one for each seed or one for all
+    (-1 = null label); for an unconditional network neither.
+
+    Raises ValueError for arguments that do not fit the network.
+    """
+    chosen = _check(denoiser, seeds, counts, classes)
+    device = torch.device(device)
+    for start in range(0, len(seeds), config.batch_size):
+        # Within the loop, because a generator that is paused must not leave inference mode on for its caller.
+        with torch.inference_mode():
+            generators = _generators(seeds[start : start + config.batch_size])
+            latents, conditions = _draw(generators, image_size, counts)
+            if chosen is not None:
+                conditions = chosen[start : start + config.batch_size]
+            x = denoise(
+                denoiser,
+                latents.to(device),
+                None if conditions is None else conditions.to(device),
+                config=config,
+                generators=generators,
+            )
+            images = (x * 127.5 + 128).clip(0, 255).to(torch.uint8).cpu().numpy()
+        yield images
+
+
+def _check(
+    denoiser: nn.Module, seeds: Sequence[int], counts: np.ndarray | None, classes: Sequence[int] | int | None
+) -> Tensor | None:
+    """Refuse what does not fit; returns the explicit classes [len(seeds)], or None."""
+    if denoiser.training:
+        raise ValueError("denoiser must be in eval mode, got one in training mode")
+    outside = next((seed for seed in seeds if not 0 <= seed < 2**32), None)
+    if outside is not None:
+        raise ValueError(f"seeds must lie in [0, 2^32), got {outside}")
+    num_classes = denoiser.num_classes
+    given = (counts is not None) + (classes is not None)
+    if given != (num_classes > 0):
+        rule = "either counts or classes must be given" if num_classes else "neither counts nor classes may be given"
+        raise ValueError(f"{rule} for {num_classes} classes, got {given} of them")
+    if counts is not None:
+        counts = np.asarray(counts)
+        if counts.shape != (num_classes,) or counts.min() < 0 or counts.sum() == 0:
+            raise ValueError(f"counts must be [{num_classes}], at least 0 and not all 0, got {counts.tolist()}")
+    if classes is None:
+        return None
+    chosen = torch.as_tensor(classes, dtype=torch.int64)
+    chosen = chosen.expand(len(seeds)) if chosen.ndim == 0 else chosen
+    if chosen.shape != (len(seeds),):
+        raise ValueError(f"classes must be one integer or {len(seeds)} of them, got shape {list(chosen.shape)}")
+    if len(chosen) and not -1 <= int(chosen.min()) <= int(chosen.max()) < num_classes:
+        raise ValueError(f"classes must lie in [-1, {num_classes - 1}], got {int(chosen.min())} to {int(chosen.max())}")
+    return chosen

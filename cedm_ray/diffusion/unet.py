@@ -1,0 +1,263 @@
+"""The DDPM++ U-Net of EDM (Song et al. 2021; Karras et al. 2022, appendix F.2), conditional on noise level, class and
+augmentation.
+
+Shapes: B batch, S image side, E width of the embedding. The convolutions' own init is left out: `UNet` draws every
+weight from one seed, in a fixed order, so that a network is a function of (configuration, seed).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from cedm_ray.config import Config
+
+SKIP_SCALE = math.sqrt(0.5)
+"""Factor on the sum of two branches of equal variance that keeps the variance."""
+
+ALMOST_ZERO = 1e-5
+"""Gain of the last layer of every residual branch: the network starts as nearly nothing, without dead gradients."""
+
+MAX_PERIOD = 10_000
+"""Ratio of the highest to the lowest frequency of the noise-level embedding."""
+
+
+class UNetConfig(Config):
+    """Size and regularization of the network; the defaults are EDM's for CIFAR-10 at 32 pixels."""
+
+    model_channels: int = Field(128, ge=4, multiple_of=4, description="Channels at multiplier 1.")
+    channel_mult: tuple[int, ...] = Field(
+        (2, 2, 2), min_length=1, description="Channel multiplier of each level; each level halves the resolution."
+    )
+    num_blocks: int = Field(4, ge=1, description="Residual blocks per level of the encoder; the decoder has one more.")
+    attention_resolutions: tuple[int, ...] = Field(
+        (16,), description="Sides in pixels of the levels with self-attention; the lowest level always has one."
+    )
+    dropout: float = Field(0.13, ge=0, lt=1, description="Probability that an activation is dropped in training.")
+    label_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Probability that an image's class is replaced by the null label in training."
+    )
+
+
+class _Conv(nn.Conv2d):
+    """A convolution that keeps the resolution; `gain` scales its initial weights."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, gain: float = 1.0) -> None:
+        self.gain = gain
+        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
+
+    def reset_parameters(self) -> None:
+        """Draws nothing: torch would draw from its global generator here."""
+
+
+class _Linear(nn.Linear):
+    """A linear layer."""
+
+    gain = 1.0
+
+    def reset_parameters(self) -> None:
+        """Draws nothing: torch would draw from its global generator here."""
+
+
+class _ClassEmbedding(nn.Module):
+    """Linear(one_hot * sqrt(num_classes)) with bias, as a look-up. Class -1 is the null label, all zeros."""
+
+    gain = 1.0
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, width))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, classes: Tensor) -> Tensor:
+        known = (classes >= 0).to(self.weight.dtype) * math.sqrt(len(self.weight))
+        return F.embedding(classes.clamp(min=0), self.weight) * known[:, None] + self.bias
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+
+
+class _Attention(nn.Module):
+    """Single-head self-attention over the pixels, with its residual connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = _Conv(channels, 3 * channels, 1, gain=math.sqrt(0.2))
+        self.proj = _Conv(channels, channels, 1, gain=ALMOST_ZERO)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = x.shape[2]
+        # [B, 3 channels, S, S] to three of [B, 1 head, S * S, channels].
+        q, k, v = self.qkv(self.norm(x)).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT.unflatten(2, (height, -1))
+        return (x + self.proj(mixed)).mul_(SKIP_SCALE)
+
+
+class _Block(nn.Module):
+    """A residual block: two convolutions, the embedding added between them, optionally resampling and attention."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_width: int,
+        dropout: float,
+        *,
+        up: bool = False,
+        down: bool = False,
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.up = up
+        self.down = down
+        self.norm0 = _norm(in_channels)
+        self.conv0 = _Conv(in_channels, out_channels, 3)
+        self.affine = _Linear(embedding_width, out_channels)
+        self.norm1 = _norm(out_channels)
+        self.conv1 = _Conv(out_channels, out_channels, 3, gain=ALMOST_ZERO)
+        self.shortcut = _Conv(in_channels, out_channels, 1) if in_channels != out_channels or up or down else None
+        self.attention = _Attention(out_channels) if attention else None
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = F.silu(self.norm0(x))
+        if self.down:
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        if self.up:
+            h = F.interpolate(h, scale_factor=2, mode="nearest")
+        h = self.conv0(h) + self.affine(embedding)[:, :, None, None]
+        h = F.silu(self.norm1(h))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        if self.up:
+            # A pointwise convolution and a nearest-neighbor enlargement commute; this order costs a quarter.
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        h = (h + x).mul_(SKIP_SCALE)
+        return h if self.attention is None else self.attention(h)
+
+
+class UNet(nn.Module):
+    """F(x; c_noise): the raw network, before preconditioning.
+
+    image_size: S in pixels. num_classes: classes of the condition, 0 = unconditional. augment_dim: width of the
+    augmentation label, 0 = none. seed: what the initial weights are drawn from; all weights but those of the class
+    embedding are the same for every num_classes, so that searches over it start from one network.
+
+    Raises ValueError when S is not divisible by 2^(levels - 1).
+    """
+
+    def __init__(
+        self, config: UNetConfig, image_size: int, num_classes: int, augment_dim: int, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        levels = len(config.channel_mult)
+        if image_size < 1 or image_size % 2 ** (levels - 1):
+            rule = f"image_size must be a positive multiple of {2 ** (levels - 1)} for {levels} levels"
+            raise ValueError(f"{rule}, got {image_size}")
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
+        if augment_dim < 0:
+            raise ValueError(f"augment_dim must be at least 0, got {augment_dim}")
+        self.config = config
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self.augment_dim = augment_dim
+        base = config.model_channels
+        width = 4 * base
+
+        exponents = torch.arange(base // 2) / (base // 2 - 1)
+        self.register_buffer("frequencies", (1 / MAX_PERIOD) ** exponents, persistent=False)
+        self.map_class = _ClassEmbedding(num_classes, base) if num_classes else None
+        self.map_augment = _Linear(augment_dim, base, bias=False) if augment_dim else None
+        self.map0 = _Linear(base, width)
+        self.map1 = _Linear(width, width)
+
+        def block(in_channels: int, out_channels: int, **kind: bool) -> _Block:
+            return _Block(in_channels, out_channels, width, config.dropout, **kind)
+
+        self.conv_in = _Conv(3, base, 3)
+        self.encoder = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        channels, skips = base, [base]
+        for level, multiplier in enumerate(config.channel_mult):
+            attention = image_size >> level in config.attention_resolutions
+            if level:
+                self.encoder.append(block(channels, channels, down=True))
+                skips.append(channels)
+            for _ in range(config.num_blocks):
+                self.encoder.append(block(channels, base * multiplier, attention=attention))
+                channels = base * multiplier
+                skips.append(channels)
+        self.middle = nn.ModuleList([block(channels, channels, attention=True), block(channels, channels)])
+        for level, multiplier in reversed(list(enumerate(config.channel_mult))):
+            attention = image_size >> level in config.attention_resolutions
+            if level < levels - 1:
+                self.decoder.append(block(channels, channels, up=True))
+            for index in range(config.num_blocks + 1):
+                last = index == config.num_blocks
+                self.decoder.append(block(channels + skips.pop(), base * multiplier, attention=attention and last))
+                channels = base * multiplier
+        self.norm_out = _norm(channels)
+        self.conv_out = _Conv(channels, 3, 3, gain=ALMOST_ZERO)
+        self._draw_weights(seed)
+
+    @torch.no_grad()
+    def _draw_weights(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        layers = [module for module in self.modules() if isinstance(module, _Conv | _Linear)]
+        if self.map_class is not None:
+            # Last, so that the draws of the other layers do not depend on the number of classes.
+            layers.append(self.map_class)
+        for layer in layers:
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            layer.weight.mul_(layer.gain)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, classes: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """x [B, 3, S, S], c_noise [B], classes [B] int64 (-1 = null label), augment_labels [B, augment_dim] or None
+        (= zeros, not augmented). Returns [B, 3, S, S].
+
+        Raises ValueError when classes or augmentation labels do not fit what the network was built for.
+        """
+        embedding = self._embed(c_noise, classes, augment_labels)
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.encoder:
+            x = block(x, embedding)
+            skips.append(x)
+        for block in self.middle:
+            x = block(x, embedding)
+        for block in self.decoder:
+            x = block(x if block.up else torch.cat((x, skips.pop()), dim=1), embedding)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+    def _embed(self, c_noise: Tensor, classes: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        """The embedding [B, E] that every block adds, its last nonlinearity included."""
+        if (classes is None) != (self.map_class is None):
+            got = "no classes" if classes is None else "classes"
+            raise ValueError(f"classes must be given exactly when num_classes > 0, got {got} for {self.num_classes}")
+        if augment_labels is not None and self.map_augment is None:
+            raise ValueError("augment_labels must be None for a network with augment_dim 0, got labels")
+        embedding = position_embedding(c_noise, self.frequencies)
+        if self.map_class is not None:
+            if self.training and self.config.label_dropout:
+                dropped = torch.rand(len(classes), device=classes.device) < self.config.label_dropout
+                classes = classes.masked_fill(dropped, -1)
+            embedding = embedding + self.map_class(classes)
+        if augment_labels is not None:
+            embedding = embedding + self.map_augment(augment_labels)
+        return F.silu(self.map1(F.silu(self.map0(embedding))))
+
+
+def position_embedding(values: Tensor, frequencies: Tensor) -> Tensor:
+    """Sinusoids [B, 2 K] of values [B] at frequencies [K]: K sines, then K cosines."""
+    phases = values[:, None] * frequencies
+    return torch.cat((phases.sin(), phases.cos()), dim=1)
