@@ -1,0 +1,155 @@
+"""The Fréchet distance against closed forms, scipy's matrix square root and method.md's golden number."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cedm_ray.metrics.frechet import collapsed, frechet_distance, frechet_distance_low_rank, frechet_reference
+from cedm_ray.metrics.statistics import FeatureStatistics
+
+
+def gaussian(count: int, dim: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
+    """Correlated features [count, dim]."""
+    random = np.random.default_rng(seed)
+    mixing = random.normal(size=(dim, dim)) / dim**0.5
+    return torch.from_numpy(random.normal(size=(count, dim)) @ mixing * scale + shift)
+
+
+def statistics_with(mean: np.ndarray, covariance: np.ndarray, count: int = 1000) -> FeatureStatistics:
+    """Statistics that have exactly this mean and covariance."""
+    outer = (count - 1) * covariance + count * np.outer(mean, mean)
+    return FeatureStatistics(count=count, sum=torch.from_numpy(count * mean), outer=torch.from_numpy(outer))
+
+
+def by_scipy(a: torch.Tensor, b: torch.Tensor) -> float:
+    cov_a, cov_b = np.cov(a.numpy(), rowvar=False), np.cov(b.numpy(), rowvar=False)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root))
+
+
+def test_golden_number():
+    stream = np.random.RandomState(0)
+    a = torch.from_numpy(stream.randn(200, 5))
+    b = torch.from_numpy(stream.randn(300, 5) * 1.3 + 0.2)
+    of_a, of_b = FeatureStatistics.of(a), FeatureStatistics.of(b)
+    assert frechet_distance(of_a, of_b) == pytest.approx(0.7202624298, abs=5e-11)
+    assert frechet_distance_low_rank(a, of_b) == pytest.approx(0.7202624298, abs=5e-11)
+
+
+def test_one_dimension_is_the_textbook_formula():
+    a = statistics_with(np.array([1.0]), np.array([[4.0]]))
+    b = statistics_with(np.array([-2.0]), np.array([[25.0]]))
+    assert frechet_distance(a, b) == pytest.approx(3**2 + (5 - 2) ** 2, rel=1e-12)
+
+
+def test_commuting_covariances_have_a_closed_form():
+    random = np.random.default_rng(3)
+    basis = scipy.stats.ortho_group.rvs(12, random_state=1)
+    values_a, values_b = random.uniform(0.01, 5, 12), random.uniform(0.01, 5, 12)
+    mean_a, mean_b = random.normal(size=(2, 12))
+    a = statistics_with(mean_a, (basis * values_a) @ basis.T)
+    b = statistics_with(mean_b, (basis * values_b) @ basis.T)
+    expected = ((mean_a - mean_b) ** 2).sum() + ((np.sqrt(values_a) - np.sqrt(values_b)) ** 2).sum()
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-11)
+
+
+def test_equals_scipy_on_full_rank_covariances():
+    a, b = gaussian(400, 24, seed=1), gaussian(300, 24, seed=2, scale=1.2, shift=0.1)
+    assert frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b)) == pytest.approx(by_scipy(a, b), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 23, 24, 25, 60])
+def test_fewer_images_than_dimensions_agree_in_both_forms(count):
+    a, b = gaussian(count, 24, seed=1), gaussian(300, 24, seed=2, scale=1.2, shift=0.1)
+    reference = frechet_reference(FeatureStatistics.of(b))
+    exact = frechet_distance_low_rank(a, reference)
+    assert frechet_distance(FeatureStatistics.of(a), reference) == pytest.approx(exact, rel=1e-10)
+    # The square root of a singular product is what scipy cannot do well; the nearby regular one is within its error.
+    product = np.cov(a.numpy(), rowvar=False) @ np.cov(b.numpy(), rowvar=False)
+    eigenvalues = np.sort(np.linalg.eigvals(product).real)[::-1][: count - 1].clip(0)
+    traces = np.trace(np.cov(a.numpy(), rowvar=False)) + np.trace(np.cov(b.numpy(), rowvar=False))
+    means = float(((a.mean(0) - b.mean(0)) ** 2).sum())
+    assert exact == pytest.approx(means + traces - 2 * np.sqrt(eigenvalues).sum(), rel=1e-6)
+
+
+def test_both_sides_of_low_rank_in_different_subspaces():
+    # A lives in the first axes, B in the last ones: the products vanish and only the traces stay.
+    a, b = torch.zeros(50, 8, dtype=torch.float64), torch.zeros(40, 8, dtype=torch.float64)
+    a[:, :3], b[:, 5:] = gaussian(50, 3, seed=1), gaussian(40, 3, seed=2)
+    of_a, of_b = FeatureStatistics.of(a), FeatureStatistics.of(b)
+    expected = float((of_a.mean - of_b.mean).square().sum() + (of_a.covariance + of_b.covariance).trace())
+    assert frechet_distance(of_a, of_b) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("count", "dim"), [(300, 24), (10, 24), (2, 24)])
+def test_identical_sets_have_distance_zero(count, dim):
+    data = gaussian(count, dim, seed=5, shift=2.0)
+    statistics = FeatureStatistics.of(data)
+    spread = float(statistics.covariance.trace())
+    assert 0 <= frechet_distance(statistics, statistics) < 1e-11 * spread
+    assert 0 <= frechet_distance_low_rank(data, statistics) < 1e-11 * spread
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    count_a=st.integers(2, 40),
+    count_b=st.integers(2, 40),
+    dim=st.integers(1, 12),
+    scale=st.floats(0.01, 100),
+)
+def test_symmetric_and_unchanged_by_rotation(seed, count_a, count_b, dim, scale):
+    a, b = gaussian(count_a, dim, seed, scale), gaussian(count_b, dim, seed + 1, shift=1.0)
+    of_a, of_b = FeatureStatistics.of(a), FeatureStatistics.of(b)
+    distance = frechet_distance(of_a, of_b)
+    size = float(of_a.outer.trace() / count_a + of_b.outer.trace() / count_b)
+    assert distance == pytest.approx(frechet_distance(of_b, of_a), abs=1e-7 * size)
+    rotation = torch.linalg.qr(torch.from_numpy(np.random.default_rng(seed).normal(size=(dim, dim))))[0]
+    turned = frechet_distance(FeatureStatistics.of(a @ rotation), FeatureStatistics.of(b @ rotation))
+    assert turned == pytest.approx(distance, abs=1e-7 * size)
+    assert frechet_distance_low_rank(a, of_b) == pytest.approx(distance, abs=1e-7 * size)
+
+
+def test_a_cached_factor_gives_the_same_number():
+    a, b = FeatureStatistics.of(gaussian(90, 24, seed=1)), FeatureStatistics.of(gaussian(80, 24, seed=2))
+    assert frechet_distance(a, frechet_reference(b)) == frechet_distance(a, b)
+
+
+def test_images_that_are_all_alike_are_collapsed():
+    data = gaussian(100, 6, seed=1)
+    reference = FeatureStatistics.of(data)
+    # The spread goes with the square: 0.0009 and 0.0011 of the reference's.
+    pale, barely = FeatureStatistics.of(data * 0.03), FeatureStatistics.of(data * 0.0332)
+    constant = FeatureStatistics.of(torch.ones(100, 6))
+    for side in (reference, frechet_reference(reference)):
+        assert collapsed(constant, side)
+        assert collapsed(pale, side)
+        assert not collapsed(barely, side)
+        assert not collapsed(reference, side)
+
+
+def test_wrong_sides_are_refused():
+    good = FeatureStatistics.of(gaussian(10, 4, seed=1))
+    narrow = FeatureStatistics.of(gaussian(10, 3, seed=1))
+    single = FeatureStatistics.of(gaussian(1, 4, seed=1))
+    broken = FeatureStatistics(count=10, sum=good.sum, outer=good.outer * float("nan"))
+    for call in (frechet_distance, collapsed):
+        with pytest.raises(ValueError, match="same width, got D = 3 and 4"):
+            call(narrow, good)
+        with pytest.raises(ValueError, match="at least 2 images, got 1"):
+            call(single, good)
+        with pytest.raises(ValueError, match="at least 2 images, got 1"):
+            call(good, single)
+        for sides in ((broken, good), (good, broken)):
+            with pytest.raises(ValueError, match="finite"):
+                call(*sides)
+    with pytest.raises(ValueError, match="same width"):
+        frechet_distance_low_rank(gaussian(5, 3, seed=1), good)
+    with pytest.raises(ValueError, match="n at least 2"):
+        frechet_distance_low_rank(gaussian(1, 4, seed=1), good)
+    with pytest.raises(ValueError, match="finite"):
+        frechet_distance_low_rank(torch.full((5, 4), float("inf")), good)
