@@ -1,0 +1,169 @@
+"""A trained model on disk: what training needs to go on, and what sampling needs to begin.
+
+A checkpoint holds two safetensors files: `ema.safetensors`, the averaged weights that sampling uses, and
+`training.safetensors`, the rest of the training state. The manifest holds what the weights mean. A kept model is a
+checkpoint without the second file, so that everything samples from everything by one path.
+
+K classes of the network: the C^u clusters in use, renumbered.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from cedm_ray import durable
+from cedm_ray.config import Config
+from cedm_ray.diffusion.edm import Denoiser, EDMConfig
+from cedm_ray.diffusion.sample import SampleConfig, sample
+from cedm_ray.diffusion.train import TrainState
+from cedm_ray.diffusion.unet import UNet, UNetConfig
+from cedm_ray.errors import ConfigurationError
+from cedm_ray.search.study import Study
+
+EMA_FILE = "ema.safetensors"
+TRAINING_FILE = "training.safetensors"
+_EMA = "ema."
+
+
+class CheckpointConfig(Config):
+    """When training state is written.
+
+    every_kimg: thousands of images between checkpoints; None = at rungs only. A crash repeats at most one interval.
+    keep: checkpoints kept of each trial, at least 2, so that a damaged one has another behind it.
+    """
+
+    every_kimg: float | None = Field(default=None, gt=0)
+    keep: int = Field(default=2, ge=2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meaning:
+    """What the weights of one trial are: the manifest's own part.
+
+    num_clusters: C, None for the unconditional model. class_ids: the original cluster id of every class, [K].
+    counts: training images of every class, [K]; q(c) is counts / N. Both are empty for the unconditional model.
+    """
+
+    trial: str
+    num_clusters: int | None
+    class_ids: tuple[int, ...]
+    counts: tuple[int, ...]
+    image_size: int
+    augment_dim: int
+    network: UNetConfig
+    edm: EDMConfig
+    sampling: SampleConfig
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "trial": self.trial,
+            "num_clusters": self.num_clusters,
+            "class_ids": list(self.class_ids),
+            "counts": list(self.counts),
+            "image_size": self.image_size,
+            "augment_dim": self.augment_dim,
+            "network": self.network.model_dump(mode="json"),
+            "edm": self.edm.model_dump(mode="json"),
+            "sampling": self.sampling.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Meaning":
+        return cls(
+            trial=value["trial"],
+            num_clusters=value["num_clusters"],
+            class_ids=tuple(value["class_ids"]),
+            counts=tuple(value["counts"]),
+            image_size=value["image_size"],
+            augment_dim=value["augment_dim"],
+            network=UNetConfig.model_validate(value["network"]),
+            edm=EDMConfig.model_validate(value["edm"]),
+            sampling=SampleConfig.model_validate(value["sampling"]),
+        )
+
+
+def save_checkpoint(parent: Path, state: TrainState, meaning: Meaning, keep: int) -> None:
+    """Write the state as the newest checkpoint below `parent` and remove all but `keep`. Raises StorageError."""
+    tensors = {name: tensor.numpy() for name, tensor in state.tensors().items()}
+    ema = {name: array for name, array in tensors.items() if name.startswith(_EMA)}
+    rest = {name: array for name, array in tensors.items() if not name.startswith(_EMA)}
+    files = {EMA_FILE: durable.pack_tensors(ema, {}), TRAINING_FILE: durable.pack_tensors(rest, {})}
+    counters = {"images_seen": state.images_seen, "skipped_steps": state.skipped_steps}
+    durable.write_checkpoint(parent / f"{state.images_seen:012d}", files, {**counters, **meaning.to_json()})
+    durable.keep_checkpoints(parent, keep)
+
+
+def load_checkpoint(checkpoint: durable.Checkpoint, state: TrainState) -> None:
+    """Put a checkpoint's tensors and counters into `state`. Raises IntegrityError, or ValueError on another network."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name in (EMA_FILE, TRAINING_FILE):
+        arrays, _ = durable.unpack_tensors(checkpoint.files[name], str(checkpoint.folder / name))
+        tensors.update((key, torch.from_numpy(array)) for key, array in arrays.items())
+    manifest = checkpoint.manifest
+    state.load(tensors, images_seen=manifest["images_seen"], skipped_steps=manifest["skipped_steps"])
+
+
+def keep_model(checkpoint: durable.Checkpoint, folder: Path) -> None:
+    """Keep a checkpoint's averaged weights, and what is needed to sample from them, in a folder of their own."""
+    manifest = {name: value for name, value in checkpoint.manifest.items() if name != "files"}
+    durable.write_checkpoint(folder, {EMA_FILE: checkpoint.files[EMA_FILE]}, manifest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedModel:
+    """A model to sample from. denoiser: the averaged weights on `device`. images_seen: what it was trained on."""
+
+    denoiser: Denoiser
+    meaning: Meaning
+    images_seen: int
+    device: str
+
+    def sample(
+        self, seeds: Sequence[int], *, classes: Sequence[int] | None = None, config: SampleConfig | None = None
+    ) -> Iterator[np.ndarray]:
+        """Images of the given seeds in order, uint8 [b, 3, S, S] a batch.
+
+        classes: class of every image, [len(seeds)], each in [0, K); None draws them from q(c), each by its own seed.
+        config: None = the sampler that the model was evaluated with.
+        """
+        drawn = classes is None and self.meaning.counts
+        return sample(
+            self.denoiser,
+            seeds,
+            config=config or self.meaning.sampling,
+            image_size=self.meaning.image_size,
+            counts=np.asarray(self.meaning.counts, dtype=np.int64) if drawn else None,
+            classes=classes,
+            device=self.device,
+        )
+
+
+def open_model(checkpoint: durable.Checkpoint, device: str) -> TrainedModel:
+    """The averaged model of a checkpoint or of a kept model, ready to sample. Raises IntegrityError."""
+    meaning = Meaning.from_json(checkpoint.manifest)
+    net = UNet(meaning.network, meaning.image_size, len(meaning.class_ids), meaning.augment_dim)
+    arrays, _ = durable.unpack_tensors(checkpoint.files[EMA_FILE], str(checkpoint.folder / EMA_FILE))
+    net.load_state_dict({name.removeprefix(_EMA): torch.from_numpy(array) for name, array in arrays.items()})
+    denoiser = Denoiser(net, meaning.edm).to(device).eval().requires_grad_(False)
+    return TrainedModel(
+        denoiser=denoiser, meaning=meaning, images_seen=checkpoint.manifest["images_seen"], device=device
+    )
+
+
+def find_model(study: Study, trial: str | None, device: str) -> TrainedModel:
+    """The kept best model of a study, or the newest model of a trial. Raises ConfigurationError, IntegrityError."""
+    if trial is None:
+        if not (study.best / durable.MANIFEST).exists():
+            mend = "let the search finish, or name a trial: --trial " + ", ".join(study.trials() or ["c00020"])
+            raise ConfigurationError(f"{study.path} has no best model yet", mend=mend)
+        return open_model(durable.read_checkpoint(study.best), device)
+    checkpoint = durable.newest_checkpoint(study.checkpoints(trial))
+    if checkpoint is None:
+        known = ", ".join(study.trials()) or "none yet"
+        raise ConfigurationError(f"{study.path} has no trained model of {trial!r}; its trials are: {known}")
+    return open_model(checkpoint, device)

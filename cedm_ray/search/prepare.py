@@ -1,0 +1,79 @@
+"""What a study needs before its tasks: the image set and the neighbors. Each is made once and then found.
+
+N images, D features, m neighbors.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cedm_ray import durable
+from cedm_ray.clustering.neighbors import nearest_neighbors
+from cedm_ray.data.decoding import ImagesConfig
+from cedm_ray.data.image_set import ImageSet, import_images, open_image_set
+from cedm_ray.data.sources import source_fingerprint
+from cedm_ray.errors import InputDataError
+from cedm_ray.search.results import Notice, Progress
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
+
+Show = Callable[[Progress | Notice], None]
+
+
+def prepare_images(study: Study, space: SearchSpace, show: Show) -> ImageSet:
+    """The study's image set, imported where it is not there yet.
+
+    A study goes on with the images that it has, also where their source is gone. Raises InputDataError where the source
+    is there and holds other images now, and as `import_images`.
+    """
+    if (study.images / durable.MANIFEST).exists():
+        images = open_image_set(study.images)
+        _check_unchanged(images, space.images, study, show)
+        return images
+    steps = import_images(space.images, study.images)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            images = end.value
+            break
+        show(Progress(task="images", done=step.done, total=step.total, unit="images"))
+    show(Progress(task="images", done=len(images), total=len(images), unit="images", ended=True))
+    if images.refused:
+        first = images.refused[0]
+        more = f" and {len(images.refused) - 1} more, listed in {study.images / 'index.parquet'}"
+        show(Notice(text=f"left out {first}" + (more if len(images.refused) > 1 else "")))
+    return images
+
+
+def _check_unchanged(images: ImageSet, config: ImagesConfig, study: Study, show: Show) -> None:
+    try:
+        now = source_fingerprint(config)
+    except InputDataError as error:
+        show(Notice(text=f"the source is out of reach ({error}); the study goes on with its own copy of the images"))
+        return
+    if images.fingerprint is not None and now != images.fingerprint:
+        raise InputDataError(
+            f"the images at {config.source} are not those that {study.path} was begun with",
+            mend="put the old images back, or begin a new study with another --study",
+        )
+
+
+def prepare_neighbors(
+    study: Study, space: SearchSpace, features: np.ndarray, key: str, device: str, show: Show
+) -> None:
+    """Find the nearest neighbors of all images in the features of `key`, unless they are there.
+
+    Where there are no more images than neighbors, every other image is a neighbor, and `show` is told.
+    """
+    if study.neighbors.exists() and durable.read_tensors(study.neighbors)[1]["features"] == key:
+        return
+    wanted = space.clustering.num_neighbors
+    num_neighbors = min(wanted, len(features) - 1)
+    if num_neighbors < wanted:
+        text = f"clustering.num_neighbors is {wanted} and there are {len(features)} images: {num_neighbors} are used"
+        show(Notice(text=text))
+    neighbors = nearest_neighbors(features, num_neighbors, device=device)
+    durable.write_tensors(
+        study.neighbors, {"neighbors": neighbors}, {"features": key, "extractor": space.features.extractor}
+    )

@@ -1,0 +1,139 @@
+"""What a search finds out, as values: reports at rungs, decisions, ends, and the whole study's result.
+
+Records of these are written once by the process that knows them (`study.py`) and never changed. Distances are Fréchet
+distances in the detector's own units, lower is better; `images_seen` counts training images, repeats included.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cedm_ray.clustering.bound import BoundResult
+
+UNCONDITIONAL = "unconditional"
+
+TrialStatus = Literal["running", "completed", "stopped", "diverged", "collapsed", "failed"]
+
+
+def trial_name(num_clusters: int | None) -> str:
+    """The name of the trial conditioned on `num_clusters` clusters; None is the unconditional baseline."""
+    return UNCONDITIONAL if num_clusters is None else f"c{num_clusters:05d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something that a user should know and that ended nothing, such as a damaged checkpoint that was passed over."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a piece of work is. total: None where it is not known yet. ended: nothing more will be heard of it."""
+
+    task: str
+    done: float
+    total: float | None
+    unit: str
+    detail: str = ""
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialReport:
+    """What one trial measured at one rung.
+
+    distance: None where it was not finite. loss: mean of the training loss since the previous rung, None where no step
+    was finite. train_s and evaluate_s: seconds of this rung alone. collapsed: the generated images are all alike.
+    """
+
+    trial: str
+    rung: int
+    images_seen: int
+    distance: float | None
+    num_samples: int
+    loss: float | None
+    train_s: float
+    evaluate_s: float
+    skipped_steps: int
+    collapsed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What was decided on a report. `sequence` orders all decisions of a study, from 1.
+
+    status: what the trial is from here on; "running" lets it continue. cutoff: the rung's cutoff distance that the
+    report was held against, None where none applied.
+    """
+
+    sequence: int
+    trial: str
+    rung: int
+    images_seen: int
+    status: TrialStatus
+    cutoff: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """How a trial ended, in words where it did not complete. num_clusters None: the unconditional baseline.
+
+    num_used: C^u, the number of classes that the network was conditioned on; None for the baseline, and where the
+    trial ended before its clusters were known. utilization is num_used / num_clusters, r_C.
+    """
+
+    trial: str
+    num_clusters: int | None
+    num_used: int | None
+    status: TrialStatus
+    reason: str
+    reports: tuple[TrialReport, ...]
+
+    @property
+    def utilization(self) -> float | None:
+        if self.num_clusters is None or self.num_used is None:
+            return None
+        return self.num_used / self.num_clusters
+
+    @property
+    def final(self) -> TrialReport | None:
+        """The last report with a usable distance, None if there is none."""
+        usable = [report for report in self.reports if report.distance is not None and not report.collapsed]
+        return usable[-1] if usable else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyResult:
+    """The answer of a study and everything that led to it.
+
+    metric: the distance's name, which says the detector ("FID", "FDD", "FD[pixels]"). rungs_kimg: the rung levels in
+    thousands of images. best: name of the trial whose model was kept (the lowest distance at the full budget among
+    the conditional trials), None if none is usable. gain: 1 - best distance / the unconditional model's distance at
+    the same budget, None where either is missing. stage_s: wall seconds by stage, summed over resumed runs.
+    """
+
+    name: str
+    num_images: int
+    image_size: int
+    extractor: str
+    metric: str
+    num_samples: int
+    rungs_kimg: tuple[float, ...]
+    bound: BoundResult
+    trials: tuple[TrialResult, ...]
+    best: str | None
+    gain: float | None
+    stage_s: dict[str, float]
+
+    def trial(self, name: str) -> TrialResult:
+        """The trial of that name. Raises KeyError."""
+        for trial in self.trials:
+            if trial.trial == name:
+                return trial
+        raise KeyError(name)
+
+    @property
+    def best_num_clusters(self) -> int | None:
+        """C_V, the C of the best trial; None if there is none."""
+        return None if self.best is None else self.trial(self.best).num_clusters

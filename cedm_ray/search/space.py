@@ -1,0 +1,105 @@
+"""SearchSpace: one YAML file, whose sections are the configurations of the rooms."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from cedm_ray.clustering.bound import BoundConfig
+from cedm_ray.clustering.temi import TemiConfig
+from cedm_ray.config import Config, read_config
+from cedm_ray.data.sources import ImagesConfig
+from cedm_ray.diffusion.augment import AugmentConfig
+from cedm_ray.diffusion.edm import EDMConfig
+from cedm_ray.diffusion.sample import SampleConfig
+from cedm_ray.diffusion.train import TrainConfig
+from cedm_ray.diffusion.unet import UNetConfig
+from cedm_ray.errors import ConfigurationError
+from cedm_ray.features.extractors import FeaturesConfig
+from cedm_ray.search.asha import AshaConfig
+from cedm_ray.search.candidates import CandidatesConfig
+from cedm_ray.search.evaluate import EvaluationConfig
+from cedm_ray.search.model import CheckpointConfig
+
+NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
+
+
+class FitResources(Config):
+    """What one TEMI fit holds. cpus: cores. gpus: share of a GPU; None = a quarter where there are GPUs, else 0.
+
+    at_once: how many fits run side by side at the most; doublings of C are asked that far ahead.
+    """
+
+    cpus: float = Field(default=1, gt=0)
+    gpus: float | None = Field(default=None, ge=0, le=1)
+    at_once: int = Field(default=4, ge=1)
+
+
+class TrialResources(Config):
+    """What one C-EDM trial holds.
+
+    workers: data-parallel processes. cpus, gpus: of each worker; gpus None = one where there are GPUs, else 0. A
+    fraction of a GPU is possible for one worker only, because NCCL refuses two ranks on one device.
+    nested: True runs a trial of one worker as a Ray Train run of its own too, as those of several always do.
+    """
+
+    workers: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, gt=0)
+    gpus: float | None = Field(default=None, ge=0)
+    nested: bool = False
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "TrialResources":
+        if self.gpus is not None and self.gpus % 1 and (self.workers > 1 or self.gpus > 1):
+            raise ValueError(f"gpus must be whole for several workers or more than one GPU, got {self.gpus}")
+        return self
+
+
+class ResourcesConfig(Config):
+    """What is asked of the cluster; it changes no result and may change when a study is resumed."""
+
+    fit: FitResources = FitResources()
+    trial: TrialResources = TrialResources()
+
+
+class SearchSpace(Config):
+    """Everything a search does. name: of the space, for reports. seed: of every random choice in the study."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    images: ImagesConfig
+    features: FeaturesConfig = FeaturesConfig()
+    clustering: TemiConfig = TemiConfig()
+    bound: BoundConfig = BoundConfig()
+    candidates: CandidatesConfig = CandidatesConfig()
+    rungs: AshaConfig = AshaConfig()
+    network: UNetConfig = UNetConfig()
+    edm: EDMConfig = EDMConfig()
+    augmentation: AugmentConfig = AugmentConfig()
+    training: TrainConfig = TrainConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    sampling: SampleConfig = SampleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    def settled(self) -> dict[str, Any]:
+        """What a study must keep when it is resumed: all but the resources and the place of the images, whose content
+        has a digest of its own."""
+        plain = self.model_dump(mode="json")
+        del plain["resources"], plain["images"]["source"]
+        return plain
+
+    @classmethod
+    def from_settled(cls, settled: dict[str, Any]) -> "SearchSpace":
+        """The space of a study, from what `settled` kept: its images.source is None, its resources are the defaults."""
+        return cls.model_validate(settled)
+
+
+def read_space(path: Path | str, *, images: str | None = None) -> SearchSpace:
+    """Read a search space. `images` replaces images.source. Raises ConfigurationError with file and line."""
+    space = read_config(SearchSpace, path, {"images.source": images} if images is not None else None)
+    if space.images.source is None:
+        raise ConfigurationError(
+            f"{path}: images.source is empty", mend="name the folder or the zip of your images: --images PATH"
+        )
+    return space

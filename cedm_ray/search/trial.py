@@ -1,0 +1,176 @@
+"""run_trial: train one C-EDM and measure it at every rung. A generator: the driver decides whether it goes on.
+
+What it acknowledges (checkpoints, reports) it has written before it yields, so that a trial that is run again after
+any death repeats at most the interval since its last checkpoint, and never a report. Under data-parallel training every
+worker runs this same generator; the first one writes.
+"""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from cedm_ray import durable
+from cedm_ray.clustering.assignment import ClusterAssignment
+from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.data.order import TrainingOrder
+from cedm_ray.diffusion.augment import NUM_LABELS
+from cedm_ray.diffusion.sample import sample
+from cedm_ray.diffusion.train import DivergedError, TrainProgress, TrainState, train
+from cedm_ray.errors import InputDataError
+from cedm_ray.search.agenda import FitTask
+from cedm_ray.search.evaluate import distance_to, image_statistics, merged_over_workers, own_share
+from cedm_ray.search.measure import open_detector, reference_statistics
+from cedm_ray.search.model import Meaning, load_checkpoint, save_checkpoint
+from cedm_ray.search.results import Notice, TrialReport, trial_name
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
+
+PROGRESS_PER_RUNG = 50
+
+
+def load_assignment(study: Study, num_clusters: int) -> ClusterAssignment:
+    """The assignment that trials of this C are conditioned on: that of its first fit."""
+    tensors, provenance = durable.read_tensors(study.fit(FitTask(num_clusters=num_clusters, repeat=0).name))
+    return ClusterAssignment(
+        labels=tensors["labels"], num_clusters=num_clusters, method=provenance["method"], provenance=provenance
+    )
+
+
+def run_trial(
+    study: Study, space: SearchSpace, num_clusters: int | None, *, device: str
+) -> Iterator[TrainProgress | TrialReport | Notice]:
+    """Train on C = `num_clusters` clusters (None: unconditionally) through all rungs of the space.
+
+    Yields TrainProgress while training and one TrialReport at every rung, those of an earlier run included. Raises
+    InputDataError where the clustering gives no condition, IntegrityError, StorageError.
+    """
+    images = open_image_set(study.images)
+    meaning, classes = _conditions(study, space, images, num_clusters)
+    detector = open_detector(space, images, device)
+    reference = reference_statistics(study, space, images, detector)
+    state = TrainState.create(
+        space.network,
+        space.edm,
+        space.training,
+        space.augmentation,
+        image_size=meaning.image_size,
+        num_classes=len(meaning.class_ids),
+        seed=space.seed,
+        device=device,
+    )
+    folder = study.checkpoints(meaning.trial)
+    checkpoint = durable.newest_checkpoint(folder)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, state)
+        for reason in checkpoint.fallbacks:
+            yield Notice(text=f"{meaning.trial} goes on from {checkpoint.folder.name} images: {reason}")
+    recorded = {report.rung: report for report in study.reports(meaning.trial)}
+    for rung, rung_kimg in enumerate(space.rungs.rungs_kimg):
+        if rung in recorded:
+            yield recorded[rung]
+            continue
+        rung_images = round(rung_kimg * 1000)
+        started, losses, diverged = time.monotonic(), [], False
+        while state.images_seen < rung_images and not diverged:
+            until = min(rung_images, _next_checkpoint(space, state.images_seen))
+            try:
+                for progress in _train(space, state, images, classes, rung_images, until):
+                    if progress.loss is not None:
+                        losses.append(progress.loss)
+                    yield progress
+            except DivergedError:
+                diverged = True
+            if not diverged:
+                _on_first_worker(lambda: save_checkpoint(folder, state, meaning, space.checkpoints.keep))
+        trained = time.monotonic()
+        distance, collapsed = None, False
+        if not diverged:
+            seeds = own_share(space.evaluation.seeds)
+            batches = sample(
+                state.ema,
+                seeds,
+                config=space.sampling,
+                image_size=meaning.image_size,
+                counts=None if classes is None else np.asarray(meaning.counts, dtype=np.int64),
+                device=device,
+            )
+            generated = merged_over_workers(image_statistics(batches, detector))
+            distance, collapsed = distance_to(reference, generated)
+        report = TrialReport(
+            trial=meaning.trial,
+            rung=rung,
+            images_seen=state.images_seen,
+            distance=distance,
+            num_samples=space.evaluation.num_samples,
+            loss=sum(losses) / len(losses) if losses else None,
+            train_s=round(trained - started, 3),
+            evaluate_s=round(time.monotonic() - trained, 3),
+            skipped_steps=state.skipped_steps,
+            collapsed=collapsed,
+        )
+        _on_first_worker(lambda report=report: study.write_report(report))
+        yield report
+
+
+def _train(space, state, images, classes, rung_images, until) -> Iterator[TrainProgress]:
+    return train(
+        state,
+        images.pixels,
+        classes,
+        config=space.training,
+        augment=space.augmentation,
+        order=TrainingOrder(num_images=len(images.pixels), seed=space.seed),
+        seed=space.seed,
+        until_images=until,
+        total_kimg=space.rungs.rungs_kimg[-1],
+        progress_every=max(1, rung_images // PROGRESS_PER_RUNG),
+    )
+
+
+def _conditions(study: Study, space: SearchSpace, images: ImageSet, num_clusters: int | None):
+    """What the network of this trial is, and the class of every training image (None: unconditional)."""
+    class_ids: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+    classes = None
+    if num_clusters is not None:
+        assignment = load_assignment(study, num_clusters)
+        if assignment.num_used < 2:
+            raise InputDataError(
+                f"C = {num_clusters}: all images fell into one cluster, which is no condition",
+                mend="train the clustering longer (clustering.epochs) or take other features (features.extractor)",
+            )
+        class_ids = tuple(assignment.used_ids.tolist())
+        counts = tuple(assignment.compact_counts.tolist())
+        classes = assignment.compact_labels
+    meaning = Meaning(
+        trial=trial_name(num_clusters),
+        num_clusters=num_clusters,
+        class_ids=class_ids,
+        counts=counts,
+        image_size=images.size,
+        augment_dim=NUM_LABELS if space.augmentation.probability else 0,
+        network=space.network,
+        edm=space.edm,
+        sampling=space.sampling,
+    )
+    return meaning, classes
+
+
+def _next_checkpoint(space: SearchSpace, images_seen: int) -> float:
+    """The images seen at which the next checkpoint between rungs is due; infinity for none."""
+    if space.checkpoints.every_kimg is None:
+        return float("inf")
+    interval = round(space.checkpoints.every_kimg * 1000)
+    return (images_seen // interval + 1) * interval
+
+
+def _on_first_worker(action) -> None:
+    """Do it on the first data-parallel worker, and let none go on before it is done."""
+    if not torch.distributed.is_initialized():
+        action()
+        return
+    if torch.distributed.get_rank() == 0:
+        action()
+    torch.distributed.barrier()
