@@ -1,0 +1,90 @@
+"""Feature extraction over a cluster: plain actors, each with its own shards of the image set."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.distributed.tasks import choose_device
+from cedm_ray.features.extractors import open_extractor
+from cedm_ray.features.store import extract_shard, feature_key, merge_shards, num_shards, shard_fault
+from cedm_ray.search.driver import Resources
+from cedm_ray.search.results import Notice, Progress
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
+
+Show = Callable[[Progress | Notice], None]
+
+
+@ray.remote
+class _ExtractionWorker:
+    """One copy of the extractor. Errors of ours travel as they are, because Ray raises them on the driver."""
+
+    def __init__(self, images: str, spec: str, components: int, gpus: float) -> None:
+        self.images = open_image_set(Path(images))
+        device = choose_device(gpus)
+        self.extractor = open_extractor(spec, self.images, pixel_components=components, device=device)
+
+    def run(self, folder: str, index: int, batch_size: int) -> int:
+        """Extract one shard; returns its index."""
+        for _ in extract_shard(self.images, self.extractor, Path(folder), index, batch_size=batch_size):
+            pass
+        return index
+
+
+def prepare_features(
+    study: Study, space: SearchSpace, images: ImageSet, cluster: Resources, show: Show
+) -> tuple[np.ndarray, str]:
+    """The features [N, D] of the image set and their key; shards that are there and valid are not computed again.
+
+    One worker for every GPU, or for every core where there is none, but not more than there are shards to do. Raises
+    InputDataError and ConfigurationError as the extractor does.
+    """
+    spec, components = space.features.extractor, space.features.pixel_components
+    # Opened here as well: a missing weight file is then found before any worker starts.
+    extractor = open_extractor(spec, images, pixel_components=components)
+    key = feature_key(images, extractor)
+    folder = study.features(key)
+    faults = {i: shard_fault(images, extractor, folder, i) for i in range(num_shards(len(images)))}
+    missing = [index for index, fault in faults.items() if fault is not None]
+    for index in missing:
+        if faults[index]:
+            show(Notice(text=f"feature shard {index} is computed again: {faults[index]}"))
+    if missing:
+        _extract(study, space, folder, missing, len(faults), cluster, show)
+    return merge_shards(images, extractor, folder), key
+
+
+def _extract(
+    study: Study, space: SearchSpace, folder: Path, missing: list[int], total: int, cluster: Resources, show: Show
+) -> None:
+    gpus = 1.0 if cluster.gpus >= 1 else 0.0
+    count = min(len(missing), int(cluster.gpus if gpus else cluster.cpus) or 1)
+    arguments = (str(study.images.absolute()), space.features.extractor, space.features.pixel_components, gpus)
+    workers: list[Any] = [_ExtractionWorker.options(num_cpus=1, num_gpus=gpus).remote(*arguments) for _ in range(count)]
+    waiting = list(missing)
+    running = {}
+
+    def start(worker: Any) -> None:
+        if waiting:
+            call = worker.run.remote(str(folder.absolute()), waiting.pop(0), space.features.batch_size)
+            running[call] = worker
+
+    for worker in workers:
+        start(worker)
+    done = total - len(missing)
+    try:
+        while running:
+            show(Progress(task="features", done=done, total=total, unit="shards"))
+            (call,), _ = ray.wait(list(running), num_returns=1)
+            worker = running.pop(call)
+            ray.get(call)
+            done += 1
+            start(worker)
+        show(Progress(task="features", done=total, total=total, unit="shards", ended=True))
+    finally:
+        for worker in workers:
+            ray.kill(worker)

@@ -1,0 +1,172 @@
+"""A C-EDM trial of several workers: a Ray Train run inside a Tune trial, as a generator of what its first worker says.
+
+Stock nesting has three faults in Ray 2.60, each with its answer here. A report can hang the trial for ever, so the
+first worker speaks through a queue of our own. A stopped trial leaves its run alive, so closing this generator aborts
+the run's controller. A run whose backend fails to start, or whose trial process dies, leaks its placement group, so
+every group is registered before the backend starts, and the driver reaps it when the trial is over. Two private hooks
+are used, `ControllerCallback` and `_create_default_callbacks`: Ray's minor version is pinned, and tests guard them.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train import ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.util.placement_group import placement_group_table, remove_placement_group
+from ray.util.queue import Empty, Queue
+
+from cedm_ray.distributed.tasks import choose_device, read_task, task_config
+from cedm_ray.search.agenda import TrainTask
+from cedm_ray.search.driver import needs
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
+from cedm_ray.search.trial import run_trial
+
+REGISTRY, NAMESPACE = "cedm-ray-placement-groups", "cedm-ray"
+_POLL_S = 1.0
+_ABORT_S = 20.0
+
+
+@ray.remote(num_cpus=0)
+class PlacementGroups:
+    """Which placement groups the Ray Train run of each trial made."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, list] = {}
+
+    def add(self, trial: str, group: Any) -> None:
+        self._groups.setdefault(trial, []).append(group)
+
+    def take(self, trial: str) -> list:
+        return self._groups.pop(trial, [])
+
+
+def start_registry() -> Any:
+    """The registry actor; it lives as long as the handle that is returned."""
+    return PlacementGroups.options(name=REGISTRY, namespace=NAMESPACE, get_if_exists=True).remote()
+
+
+def reap(registry: Any, trial: str) -> None:
+    """Remove whatever placement groups the run of a trial has left, so that its GPUs are free."""
+    for group in ray.get(registry.take.remote(trial)):
+        if placement_group_table(group).get("state") != "REMOVED":
+            remove_placement_group(group)
+
+
+class _Register(WorkerGroupCallback):
+    """Registers the run's placement group before the backend is set up, which is where a run can fail and leak it."""
+
+    def __init__(self, trial: str) -> None:
+        self._trial = trial
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        group = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        ray.get(ray.get_actor(REGISTRY, namespace=NAMESPACE).add.remote(self._trial, group))
+
+
+class _HandOver(ControllerCallback):
+    """Gives the trial a handle on its run's controller, which is what can abort the run."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self._queue.put(("controller", ray.get_runtime_context().current_actor))
+
+
+class _Trainer(TorchTrainer):
+    """TorchTrainer with callbacks of ours first, and without Ray's cleaner, which needs a dashboard to work."""
+
+    def __init__(self, *args: Any, first: list, **kwargs: Any) -> None:
+        self._first = first
+        super().__init__(*args, **kwargs)
+
+    def _create_default_callbacks(self) -> list:
+        defaults = super()._create_default_callbacks()
+        return [*self._first, *(c for c in defaults if not isinstance(c, PlacementGroupCleanerCallback))]
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What every worker runs: the same trial; the first worker says what it yields."""
+    study, space, task = read_task(config)
+    # A worker does its share of the arithmetic on its own cores, not on everybody's.
+    torch.set_num_threads(max(1, int(space.resources.trial.cpus)))
+    first = train.get_context().get_world_rank() == 0
+    for event in run_trial(study, space, task.num_clusters, device=choose_device(config["gpus"])):
+        if first:
+            config["queue"].put(("said", event))
+
+
+def nested_trial(study: Study, space: SearchSpace, task: TrainTask, *, key: str) -> Iterator[Any]:
+    """Run the trial on `space.resources.trial.workers` workers; yields what `run_trial` yields.
+
+    key: name of the Tune trial, under which its placement groups are registered. Closing the generator aborts the run.
+    Raises what a worker raised.
+    """
+    queue = Queue(actor_options={"num_cpus": 0})
+    cluster_gpus = ray.cluster_resources().get("GPU", 0.0)
+    workers = space.resources.trial.workers
+    held = needs(space, task, cluster_gpus)
+    gpus = held.gpus / workers
+    # Ray can be told of GPUs that are not there, and then the workers meet over gloo.
+    on_gpu = gpus > 0 and torch.cuda.is_available()
+    trainer = _Trainer(
+        _work,
+        first=[_Register(key), _HandOver(queue)],
+        train_loop_config={**task_config(study, space, task, gpus), "queue": queue},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": held.cpus / workers} | ({"GPU": gpus} if gpus else {}),
+        ),
+        run_config=train.RunConfig(
+            name=f"{task.name}-{key}",
+            storage_path=str(study.ray.absolute() / "train"),
+            failure_config=train.FailureConfig(max_failures=0),
+        ),
+    )
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            queue.put(("failed", str(error)))
+        else:
+            queue.put(("ended", None))
+
+    thread = threading.Thread(target=fit, name=f"ray-train-{task.name}", daemon=True)
+    thread.start()
+    controller = None
+    try:
+        while True:
+            try:
+                kind, value = queue.get(timeout=_POLL_S)
+            except Empty:
+                continue
+            if kind == "controller":
+                controller = value
+            elif kind == "said":
+                yield value
+            elif kind == "failed":
+                raise RuntimeError(value)
+            else:
+                return
+    finally:
+        if controller is not None and thread.is_alive():
+            _abort(controller)
+        thread.join(_ABORT_S)
+        queue.shutdown(force=True)
+
+
+def _abort(controller: Any) -> None:
+    """End the run. The controller leaves by ending its own actor, so the call that asks for it never answers."""
+    with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        ray.get(controller.abort.remote(), timeout=_ABORT_S)

@@ -1,0 +1,183 @@
+"""run_study: one command's work on a study, from images to the goal, on a Ray cluster.
+
+Everything is done where it is not on record yet, so the same call resumes whatever an earlier one left.
+"""
+
+import contextlib
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ray
+from ray import tune
+
+from cedm_ray import durable
+from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.distributed.features import prepare_features
+from cedm_ray.distributed.nested import start_registry
+from cedm_ray.distributed.session import cluster_resources, ray_cluster
+from cedm_ray.distributed.tasks import choose_device, is_nested
+from cedm_ray.distributed.trainable import StudyTask
+from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
+from cedm_ray.errors import TryAgainError
+from cedm_ray.features.store import open_features
+from cedm_ray.search.agenda import Goal
+from cedm_ray.search.driver import Driver
+from cedm_ray.search.model import keep_model
+from cedm_ray.search.outcome import dead_end, restore, study_result
+from cedm_ray.search.prepare import prepare_images, prepare_neighbors
+from cedm_ray.search.results import Notice, Progress
+from cedm_ray.search.showcase import make_showcase
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
+
+Show = Callable[[Progress | Notice], None]
+
+
+def run_study(study: Study, space: SearchSpace, goal: Goal, *, address: str | None, show: Show) -> ImageSet:
+    """Bring the study to the goal, and at the end of a search keep the best model. Returns the image set.
+
+    address: as `ray_cluster`; Ray is not started where nothing is left to do. show: takes what the user should see.
+    Raises the errors of `errors.py`.
+    """
+    with _driving(study, space, show) as images:
+        agenda, _ = restore(study, space, len(images), goal)
+        if (error := dead_end(study, agenda)) is not None:
+            raise error
+        if agenda.finished and not (goal.kind == "search" and _unkept_best(study, space, images)):
+            return images
+        with ray_cluster(address):
+            _prepare(study, space, images, show)
+            _run_tasks(study, space, images, goal, show)
+            if goal.kind == "search":
+                _keep_best(study, space, images)
+        return images
+
+
+def run_features(study: Study, space: SearchSpace, *, address: str | None, show: Show) -> tuple[ImageSet, str]:
+    """Only the images, features and neighbors of a study. Returns the image set and the features' key."""
+    with _driving(study, space, show) as images, ray_cluster(address):
+        return images, _prepare(study, space, images, show)
+
+
+@contextlib.contextmanager
+def _driving(study: Study, space: SearchSpace, show: Show) -> Iterator[ImageSet]:
+    """Be the study's only driver, with its space settled and its images there."""
+    durable.check_writable(study.path)
+    with durable.exclusive_lock(study.lock):
+        study.settle(space.settled())
+        if (study.images / durable.MANIFEST).exists():
+            yield prepare_images(study, space, show)
+            return
+        with _timed(study, "images"):
+            images = prepare_images(study, space, show)
+        yield images
+
+
+def _prepare(study: Study, space: SearchSpace, images: ImageSet, show: Show) -> str:
+    """Features and neighbors, computed where they are missing. Returns the features' key."""
+    with _timed(study, "features"):
+        _, key = prepare_features(study, space, images, cluster_resources(), show)
+    if not study.neighbors.exists():
+        with _timed(study, "neighbors"):
+            for notice in _on_a_gpu(_find_neighbors, str(study.path.absolute()), space, key):
+                show(notice)
+    return key
+
+
+def _run_tasks(study: Study, space: SearchSpace, images: ImageSet, goal: Goal, show: Show) -> None:
+    """One Tune experiment that runs whatever the driver asks for, until it asks for nothing more."""
+    driver = Driver(study=study, space=space, goal=goal, images=images, cluster=cluster_resources, show=show)
+    searcher = DriverSearcher(driver)
+    registry = start_registry() if is_nested(space) else None
+    runs = len(list(study.ray.glob("run-*")))
+    tuner = tune.Tuner(
+        tune.with_resources(StudyTask, task_resources),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=DriverScheduler(driver),
+            num_samples=-1,
+            metric="distance",
+            mode="min",
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=f"run-{runs + 1:03d}",
+            storage_path=str(study.ray.absolute()),
+            callbacks=[DriverNews(driver, searcher, registry, show)],
+            failure_config=tune.FailureConfig(max_failures=1),
+            verbose=0,
+        ),
+    )
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    started = time.monotonic()
+    try:
+        # Tune prints a header even when told to be silent, and standard output is for results.
+        with contextlib.redirect_stdout(io.StringIO()):
+            tuner.fit()
+    finally:
+        ended = time.monotonic()
+        found = driver.bound_found if driver.bound_found is not None else ended
+        if goal.kind != "trial" and driver.bound_was_unknown:
+            study.write_timing("bound", found - started)
+            started = found
+        if goal.kind != "bound" and ended > started:
+            study.write_timing("trials", ended - started)
+    if driver.fatal is not None:
+        raise driver.fatal
+    if not driver.agenda.finished:
+        raise TryAgainError("Ray Tune ended before the search did", mend="run the same command again: it continues")
+
+
+def _keep_best(study: Study, space: SearchSpace, images: ImageSet) -> None:
+    """Keep the best model's weights, and images of it for the report."""
+    result = study_result(study, space, images)
+    if result is None or result.best is None:
+        return
+    checkpoint = durable.newest_checkpoint(study.checkpoints(result.best))
+    if checkpoint is None:
+        raise TryAgainError(f"{result.best} has no checkpoint yet")
+    with _timed(study, "samples"):
+        keep_model(checkpoint, study.best)
+        _on_a_gpu(_make_showcase, str(study.path.absolute()))
+
+
+def _unkept_best(study: Study, space: SearchSpace, images: ImageSet) -> bool:
+    """Whether the search is over and its best model still lies only among the trial's checkpoints."""
+    result = study_result(study, space, images)
+    return result is not None and result.best is not None and not study.showcase.exists()
+
+
+def _find_neighbors(path: str, space: SearchSpace, key: str, device: str) -> list[Notice]:
+    study, notices = Study(Path(path)), []
+    prepare_neighbors(study, space, open_features(study.features(key)), key, device, notices.append)
+    return notices
+
+
+def _make_showcase(path: str, device: str) -> None:
+    study = Study(Path(path))
+    make_showcase(study, open_image_set(study.images), device)
+
+
+def _on_a_gpu(function, *arguments):
+    """Call `function(*arguments, device)` on a GPU of the cluster, or in this process where the cluster has none."""
+    if not cluster_resources().gpus:
+        return function(*arguments, "cpu")
+    task = ray.remote(num_cpus=1, num_gpus=1)(_call_on_device)
+    return ray.get(task.remote(function, arguments))
+
+
+def _call_on_device(function, arguments):
+    return function(*arguments, choose_device(1.0))
+
+
+@contextlib.contextmanager
+def _timed(study: Study, stage: str) -> Iterator[None]:
+    """Record the wall seconds of a stage, also of one that ends in an error."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        study.write_timing(stage, time.monotonic() - started)

@@ -1,0 +1,82 @@
+"""One connection to a Ray cluster: an existing one, or one started on this machine for the length of a command."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import ray
+from ray.exceptions import RaySystemError
+
+from cedm_ray.errors import ConfigurationError, TryAgainError
+from cedm_ray.search.driver import Resources
+
+_CONNECT_S = 5.0
+_OBJECT_STORE_BYTES = 200_000_000
+
+
+@contextlib.contextmanager
+def ray_cluster(address: str | None = None) -> Iterator[None]:
+    """Be connected to Ray inside the block.
+
+    address: `host:port` of a running cluster, or `auto` for the one on this machine; None = $RAY_ADDRESS where it is
+    set (as inside `ray job submit`), else a cluster of this machine's cores and GPUs, which ends with the block. A
+    connection that exists already is used and left. Raises ConfigurationError where nothing answers at `address`,
+    TryAgainError where the cluster goes away while it is used.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    if address == "local":
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            object_store_memory=_OBJECT_STORE_BYTES,
+        )
+    else:
+        _check_reachable(address)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigurationError(
+                f"cannot join the Ray cluster at {address} with Ray {version('ray')}: {error}",
+                mend="use the cluster's Ray version and set RAY_AUTH_MODE and its token as the cluster has them",
+            ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray takes the signal for itself and would end the command with another exit code.
+        signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    except RaySystemError as error:
+        raise TryAgainError(f"the Ray cluster went away: {error}", mend="run the same command again") from error
+    finally:
+        ray.shutdown()
+
+
+def cluster_resources() -> Resources:
+    """What the connected cluster holds in all."""
+    found = ray.cluster_resources()
+    return Resources(cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0))
+
+
+def _check_reachable(address: str) -> None:
+    """Answer within seconds where Ray itself would retry for a long time."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        if address != "auto":
+            raise ConfigurationError(f"--address must be host:port, auto or local, got {address!r}")
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"nothing answers at {address}: {error.strerror or error}",
+            mend="start one with `ray start --head`, or leave --address away to use this machine",
+        ) from error

@@ -1,0 +1,57 @@
+"""run_study on a cluster: goals, the lock, changed inputs, and failed trials as data."""
+
+import pytest
+from PIL import Image
+
+from cedm_ray import durable
+from cedm_ray.distributed import run
+from cedm_ray.errors import ConfigurationError, InputDataError, LockedError
+from cedm_ray.search.agenda import Goal
+from cedm_ray.search.outcome import restore
+
+
+def test_the_bound_alone_trains_nothing_and_resumes_to_nothing(cluster, space, study, shown):
+    goal = Goal(kind="bound")
+    images = run.run_study(study, space, goal, address=None, show=shown.append)
+    result = restore(study, space, len(images), goal)[0].bound
+    assert result.c_max is not None
+    assert result.c_max * 10 * 0.9 < 10 * max(point.num_used for point in result.points if point.passed) + 1e-9
+    assert study.trials() == []
+    fits = study.fits()
+    shown.clear()
+    run.run_study(study, space, goal, address=None, show=shown.append)
+    assert (study.fits(), shown) == (fits, [])
+
+
+def test_a_failed_trial_is_data(cluster, space, study, shown):
+    levels = space.network.model_copy(update={"channel_mult": (1, 1, 1, 1, 1)})
+    broken = space.model_copy(update={"network": levels})
+    run.run_study(study, broken, Goal(kind="trial"), address=None, show=shown.append)
+    assert "image_size must be" in study.failures()["unconditional"]
+
+
+def test_a_second_driver_is_refused_before_it_touches_anything(space, study, shown):
+    with durable.exclusive_lock(study.lock), pytest.raises(LockedError, match="in use by process"):
+        run.run_study(study, space, Goal(kind="bound"), address=None, show=shown.append)
+    assert not study.exists
+
+
+def test_changed_images_and_a_changed_space_are_refused(space, study, shown, tmp_path):
+    for index in range(4):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    own = space.model_copy(update={"images": space.images.model_copy(update={"source": str(tmp_path)})})
+    with run._driving(study, own, shown.append):
+        pass
+    other = own.model_copy(update={"seed": 1})
+    with pytest.raises(ConfigurationError, match="seed was 0 and is 1"), run._driving(study, other, shown.append):
+        pass
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "9.png")
+    with pytest.raises(InputDataError, match="not those that"), run._driving(study, own, shown.append):
+        pass
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    tmp_path.joinpath("gone").mkdir()
+    gone = own.model_copy(update={"images": own.images.model_copy(update={"source": str(tmp_path / "nowhere")})})
+    with run._driving(study, gone, shown.append) as images:
+        assert len(images) == 4
+    assert "goes on with its own copy" in shown[-1].text

@@ -1,0 +1,30 @@
+"""Tasks travel as plain values."""
+
+import json
+
+import pytest
+
+from cedm_ray.distributed.tasks import choose_device, is_nested, read_task, task_config
+from cedm_ray.search.agenda import FitTask, TrainTask
+from cedm_ray.search.space import SearchSpace
+
+
+@pytest.mark.parametrize(
+    "task", [FitTask(num_clusters=40, repeat=2), TrainTask(num_clusters=40), TrainTask(num_clusters=None)]
+)
+def test_a_task_arrives_as_it_was_sent(space, study, task):
+    sent = json.loads(json.dumps(task_config(study, space, task, 0.5)))
+    found_study, found_space, found_task = read_task(sent)
+    assert (found_space, found_task, sent["gpus"]) == (space, task, 0.5)
+    assert found_study.path == study.path.absolute()
+
+
+def test_without_a_gpu_everything_runs_on_the_cpu():
+    assert choose_device(0.0) == "cpu"
+
+
+def test_several_workers_are_nested_and_one_is_if_the_space_says_so(space):
+    def nested(**trial):
+        return is_nested(SearchSpace.model_validate(space.model_dump() | {"resources": {"trial": trial}}))
+
+    assert [nested(), nested(workers=2), nested(nested=True)] == [False, True, True]

@@ -1,0 +1,58 @@
+"""StudyTask, stepped by hand as Tune steps it; it needs no cluster for that."""
+
+import pytest
+
+from cedm_ray.data.image_set import open_image_set
+from cedm_ray.distributed.tasks import task_config
+from cedm_ray.distributed.trainable import StudyTask
+from cedm_ray.features.extractors import open_extractor
+from cedm_ray.features.store import extract_features, feature_key
+from cedm_ray.search.agenda import FitTask, TrainTask
+from cedm_ray.search.prepare import prepare_images, prepare_neighbors
+
+
+def results(task: StudyTask) -> list[dict]:
+    found = []
+    while not found or not found[-1].get("done"):
+        found.append(task.step())
+        assert len(found) < 100
+    return found
+
+
+@pytest.fixture
+def prepared(space, study, shown):
+    """A study with its images, features and neighbors."""
+    prepare_images(study, space, shown.append)
+    images = open_image_set(study.images)
+    extractor = open_extractor("pixels", images)
+    key = feature_key(images, extractor)
+    for _ in extract_features(images, extractor, study.features(key), batch_size=100):
+        pass
+    from cedm_ray.features.store import open_features
+
+    prepare_neighbors(study, space, open_features(study.features(key)), key, "cpu", shown.append)
+    return study
+
+
+def test_a_fit_and_then_a_trial_run_in_one_process(prepared, space):
+    task = StudyTask(task_config(prepared, space, FitTask(num_clusters=4, repeat=0), 0.0))
+    assert results(task)[-1]["epoch"] == space.clustering.epochs
+    assert prepared.fits()["c00004-r0"].num_clusters == 4
+    assert task.reset_config(task_config(prepared, space, TrainTask(num_clusters=4), 0.0))
+    found = results(task)
+    reports = [result for result in found if "rung" in result]
+    assert [report["images_seen"] for report in reports] == [500, 1000]
+    assert [report["distance"] for report in reports] == [report.distance for report in prepared.reports("c00004")]
+    # TensorBoard's axis.
+    assert all(result["timesteps_total"] == result["images_seen"] for result in found if "images_seen" in result)
+    task.cleanup()
+
+
+def test_an_error_that_would_come_again_is_reported_and_not_raised(prepared, space):
+    levels = space.network.model_copy(update={"channel_mult": (1, 1, 1, 1, 1)})
+    task = StudyTask(
+        task_config(prepared, space.model_copy(update={"network": levels}), TrainTask(num_clusters=None), 0.0)
+    )
+    (result,) = results(task)
+    assert "image_size must be" in result["failure"]
+    assert result["failure_code"] == 1

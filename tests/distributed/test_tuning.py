@@ -1,0 +1,120 @@
+"""The three adapters between Tune and the driver, without a cluster."""
+
+import dataclasses
+import pickle
+from types import SimpleNamespace
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
+from cedm_ray.errors import StorageError
+from cedm_ray.search.agenda import FitTask, TrainTask
+from cedm_ray.search.driver import Resources
+from cedm_ray.search.results import Decision, TrialReport
+
+REPORT = TrialReport(
+    trial="c00004",
+    rung=0,
+    images_seen=500,
+    distance=2.0,
+    num_samples=32,
+    loss=1.0,
+    train_s=1.0,
+    evaluate_s=1.0,
+    skipped_steps=0,
+    collapsed=False,
+)
+
+
+class FakeDriver:
+    """Hands out the given tasks and remembers what it is told."""
+
+    def __init__(self, study, space, tasks=(), status="running"):
+        self.study, self.space, self.status = study, space, status
+        self.tasks, self.told, self.finished = list(tasks), [], False
+
+    def next_task(self):
+        return (self.tasks.pop(0), Resources(cpus=2, gpus=0.25)) if self.tasks else None
+
+    def judge(self, report):
+        self.told.append(report)
+        fields = {"sequence": 1, "cutoff": None, "reason": ""}
+        return Decision(trial=report.trial, rung=report.rung, images_seen=500, status=self.status, **fields)
+
+    def end(self, name):
+        self.told.append(("end", name))
+
+    def fail(self, name, text, *, fatal=None):
+        self.told.append(("fail", name, text, fatal))
+
+
+def test_the_searcher_proposes_tasks_then_waits_then_finishes(study, space):
+    driver = FakeDriver(study, space, [FitTask(num_clusters=4, repeat=0), TrainTask(num_clusters=None)])
+    searcher = DriverSearcher(driver)
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    assert (first["num_clusters"], first["repeat"], first["cpus"], first["gpus"]) == (4, 0, 2, 0.25)
+    assert "repeat" not in second
+    assert searcher.names == {"a": "c00004-r0", "b": "unconditional"}
+    assert searcher.suggest("c") is None
+    driver.finished = True
+    assert searcher.suggest("c") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize("status", ["stopped", "completed", "diverged", "collapsed"])
+def test_the_scheduler_stops_what_the_driver_has_ended(study, space, status):
+    driver = FakeDriver(study, space, status=status)
+    result = dataclasses.asdict(REPORT) | {"training_iteration": 3, "done": False}
+    assert DriverScheduler(driver).on_trial_result(None, None, result) == TrialScheduler.STOP
+    assert driver.told == [REPORT]
+
+
+def test_the_scheduler_lets_running_trials_and_mere_progress_go_on(study, space):
+    driver = FakeDriver(study, space)
+    scheduler = DriverScheduler(driver)
+    assert scheduler.on_trial_result(None, None, dataclasses.asdict(REPORT)) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(None, None, {"images_seen": 100}) == TrialScheduler.CONTINUE
+    assert driver.told == [REPORT]
+
+
+def news(driver, shown):
+    searcher = DriverSearcher(driver)
+    searcher.names["t"] = "c00004"
+    return DriverNews(driver, searcher, None, shown.append)
+
+
+@pytest.mark.parametrize(("code", "kind"), [(1, type(None)), (7, StorageError)])
+def test_a_reported_failure_reaches_the_driver_and_a_full_disk_is_fatal(study, space, shown, code, kind):
+    driver = FakeDriver(study, space)
+    result = {"failure": "the text", "failure_code": code, "done": True}
+    news(driver, shown).on_trial_complete(1, [], SimpleNamespace(trial_id="t", last_result=result))
+    ((verb, name, text, fatal),) = driver.told
+    assert (verb, name, text, type(fatal)) == ("fail", "c00004", "the text", kind)
+
+
+def test_a_lost_process_is_told_by_its_last_line(study, space, shown):
+    driver = FakeDriver(study, space)
+    trial = SimpleNamespace(trial_id="t", get_error=lambda: "Traceback ...\nActorDiedError: killed")
+    news(driver, shown).on_trial_error(1, [], trial)
+    assert driver.told == [("fail", "c00004", "ActorDiedError: killed", None)]
+
+
+def test_progress_is_shown_in_images_of_the_whole_budget(study, space, shown):
+    result = {"images_seen": 250, "loss": 3.0}
+    news(FakeDriver(study, space), shown).on_trial_result(1, [], SimpleNamespace(trial_id="t"), result)
+    (progress,) = shown
+    assert (progress.task, progress.done, progress.total) == ("c00004", 250, 1000)
+
+
+def test_nothing_of_a_study_goes_into_tunes_pickles(study, space, shown):
+    driver = FakeDriver(study, space)
+    for adapter in (DriverSearcher(driver), DriverScheduler(driver), news(driver, shown)):
+        assert vars(pickle.loads(pickle.dumps(adapter))) == {}
+
+
+def test_workers_of_a_nested_trial_reserve_for_themselves():
+    plain = task_resources({"nested": False, "cpus": 2, "gpus": 0.5})
+    assert plain.bundles == [{"CPU": 2, "GPU": 0.5}]
+    assert task_resources({"nested": False, "cpus": 1, "gpus": 0}).bundles == [{"CPU": 1}]
+    assert task_resources({"nested": True, "cpus": 2, "gpus": 2}).bundles == [{"node:__internal_head__": 0.001}]
