@@ -1,0 +1,161 @@
+"""A whole study through the command line, on Ray: once undisturbed, once killed in the middle and run again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from cedm_ray import durable
+from cedm_ray.search.study import Study
+
+ROOT = Path(__file__).parents[1]
+
+SPACE = {
+    "name": "end-to-end",
+    "seed": 3,
+    "images": {"source": None},
+    "clustering": {
+        "num_heads": 2,
+        "hidden": 32,
+        "bottleneck": 16,
+        "num_neighbors": 10,
+        "batch_size": 100,
+        "epochs": 20,
+        "warmup_epochs": 2,
+        "learning_rate": 1e-3,
+        "feature_norm": "standardize",
+    },
+    "bound": {"c_start": 4},
+    "candidates": {"count": 4},
+    "rungs": {"rungs_kimg": [1, 2, 3], "reduction_factor": 2},
+    "network": {"model_channels": 16, "channel_mult": [1], "num_blocks": 1, "attention_resolutions": [], "dropout": 0},
+    "augmentation": {"probability": 0},
+    "training": {"batch_size": 50, "learning_rate": 2e-3, "lr_rampup_kimg": 0.2, "ema_halflife_kimg": 0.2},
+    "sampling": {"num_steps": 4},
+    "evaluation": {"detector": "pixels", "num_samples": 64},
+    # A trial takes the whole machine, so that reports come in one order and two runs can be compared.
+    "resources": {"fit": {"at_once": 2}, "trial": {"cpus": os.cpu_count()}},
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> tuple[Path, Path]:
+    """(search space, folder of 300 images)"""
+    folder = tmp_path_factory.mktemp("inputs")
+    images = folder / "images"
+    images.mkdir()
+    for index, digit in enumerate(load_digits().images[:300]):
+        Image.fromarray((digit * 255 / 16).round().astype(np.uint8)).save(images / f"{index:03d}.png")
+    space = folder / "space.yaml"
+    space.write_text(yaml.safe_dump(SPACE))
+    return space, images
+
+
+def command(inputs, study: Path) -> list[str]:
+    space, images = inputs
+    verb = [sys.executable, "-m", "cedm_ray", "search", str(space), "--images", str(images)]
+    return [*verb, "--study", str(study), "--json"]
+
+
+def start(inputs, study: Path) -> subprocess.Popen:
+    """A search in the background, whose lines for the user can be read as they come."""
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    return subprocess.Popen(command(inputs, study), text=True, cwd=ROOT, **pipes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs, tmp_path_factory) -> tuple[Path, dict]:
+    """A finished study and what the command printed."""
+    study = tmp_path_factory.mktemp("undisturbed") / "study"
+    ended = subprocess.run(command(inputs, study), capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return study, json.loads(ended.stdout)
+
+
+def what_counts(result: dict) -> dict:
+    """A result without the seconds that it took."""
+    plain = json.loads(json.dumps(result))
+    del plain["stage_s"]
+    for trial in plain["trials"]:
+        for report in trial["reports"]:
+            del report["train_s"], report["evaluate_s"], report["loss"]
+    return plain
+
+
+def decisions(study: Path) -> list:
+    return Study(study).decisions()
+
+
+def test_a_search_ends_with_its_answer_its_model_and_its_page(undisturbed):
+    path, result = undisturbed
+    study = Study(path)
+    points = {point["num_clusters"]: point for point in result["bound"]["points"]}
+    c_max = result["bound"]["c_max"]
+    assert points[c_max]["num_used"] * 100 > 96 * c_max
+    assert all(point["num_used"] * 100 <= 96 * c for c, point in points.items() if c > c_max)
+    trials = {trial["trial"]: trial for trial in result["trials"]}
+    assert trials["unconditional"]["status"] == "completed"
+    assert all(2 <= trial["num_clusters"] <= c_max for name, trial in trials.items() if name != "unconditional")
+    completed = [t for t in result["trials"] if t["status"] == "completed" and t["num_clusters"] is not None]
+    best = min(completed, key=lambda trial: trial["reports"][-1]["distance"])
+    assert result["best"] == best["trial"]
+    assert result["best_num_clusters"] == best["num_clusters"]
+    baseline = trials["unconditional"]["reports"][-1]["distance"]
+    assert result["gain"] == pytest.approx(1 - best["reports"][-1]["distance"] / baseline)
+    assert {report["num_samples"] for trial in result["trials"] for report in trial["reports"]} == {64}
+    assert durable.read_checkpoint(study.best).manifest["num_clusters"] == result["best_num_clusters"]
+    assert (study.table, study.report, study.sample_grid) == tuple(
+        p for p in (study.table, study.report, study.sample_grid) if p.stat().st_size > 0
+    )
+    assert durable.read_record(path / "exit.json") == {"code": 0, "text": "done"}
+
+
+def test_a_finished_study_prints_its_result_again_without_ray(undisturbed, inputs):
+    path, result = undisturbed
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*.safetensors")}
+    runs = sorted((path / "ray").glob("run-*"))
+    ended = subprocess.run(command(inputs, path), capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == result
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*.safetensors")} == before
+    assert sorted((path / "ray").glob("run-*")) == runs
+
+
+@pytest.mark.parametrize("moment", ["C = ", "c0000", "at 2 kimg"])
+def test_a_killed_search_run_again_decides_as_if_it_had_not_been_killed(undisturbed, inputs, tmp_path, moment):
+    """Fault 1. moment: the driver is killed when it first shows a line with this in it."""
+    path, result = undisturbed
+    study = tmp_path / "study"
+    driver = start(inputs, study)
+    try:
+        seen = next((line for line in driver.stderr if moment in line), None)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+    assert seen is not None, "the search ended before it could be killed"
+    acknowledged = {p.relative_to(study): p.read_bytes() for p in (*study.rglob("fits/*"), *study.rglob("reports/*"))}
+    acknowledged = {name: data for name, data in acknowledged.items() if not name.name.endswith(".tmp")}
+    again = subprocess.run(command(inputs, study), capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert what_counts(json.loads(again.stdout)) == what_counts(result)
+    assert decisions(study) == decisions(path)
+    assert {name: (study / name).read_bytes() for name in acknowledged} == acknowledged
+
+
+def test_sigterm_ends_a_search_within_seconds_and_says_so(inputs, tmp_path):
+    """Fault 2."""
+    study = tmp_path / "study"
+    driver = start(inputs, study)
+    assert any("C = " in line for line in driver.stderr)
+    driver.send_signal(signal.SIGTERM)
+    driver.communicate(timeout=30)
+    assert driver.returncode == 143
+    assert durable.read_record(study / "exit.json")["code"] == 143
