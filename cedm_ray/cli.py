@@ -159,15 +159,19 @@ def train(
     if text := failures.get(name) or failures.get(f"{name}-r0"):
         raise NoUsableResultError(f"{name} failed: {text}")
     reports = place.reports(name)
+    *_, end = (decision for decision in place.decisions() if decision.trial == name)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(report) for report in reports], indent=2))
-        return
-    rows = [
-        [f"{r.images_seen / 1000:g}", _short(r.distance), _short(r.loss), f"{r.train_s:.1f}", f"{r.evaluate_s:.1f}"]
-        for r in reports
-    ]
-    metric = distance_name(read.evaluation.detector)
-    print_table(name, ["kimg", metric, "loss", "training s", "evaluation s"], rows)
+    else:
+        rows = [
+            [f"{r.images_seen / 1000:g}", _short(r.distance), _short(r.loss), f"{r.train_s:.1f}", f"{r.evaluate_s:.1f}"]
+            for r in reports
+        ]
+        metric = distance_name(read.evaluation.detector)
+        print_table("", ["kimg", metric, "loss", "training s", "evaluation s"], rows)
+        click.echo(f"{name} {end.reason}")
+    if end.status in ("diverged", "collapsed"):
+        raise NoUsableResultError(f"{name} {end.reason}", mend="lower training.learning_rate, or train longer")
 
 
 @cli.command()

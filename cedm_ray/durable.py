@@ -159,7 +159,8 @@ def pack_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any])
     # Not ascontiguousarray, which would give a scalar a dimension.
     arrays = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     text = canonical_json(metadata)
-    header = {"sha256": _digest_arrays(arrays, text), "metadata": text}
+    # One key, because safetensors writes several in any order, and equal tensors are to give equal bytes.
+    header = {"cedm_ray": canonical_json({"sha256": _digest_arrays(arrays, text), "metadata": text})}
     return safetensors.numpy.save(arrays, metadata=header)
 
 
@@ -168,7 +169,7 @@ def unpack_tensors(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[
     try:
         arrays = safetensors.numpy.load(data)
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])["__metadata__"]
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["cedm_ray"])
         intact = _digest_arrays(arrays, header["metadata"]) == header["sha256"]
         metadata = json.loads(header["metadata"])
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:

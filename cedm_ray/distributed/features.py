@@ -1,6 +1,5 @@
 """Feature extraction over a cluster: plain actors, each with its own shards of the image set."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,34 @@ import ray
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.tasks import choose_device
 from cedm_ray.features.extractors import open_extractor
-from cedm_ray.features.store import extract_shard, feature_key, merge_shards, num_shards, shard_fault
+from cedm_ray.features.store import SHARD_ROWS, extract_shard, feature_key, merge_shards, num_shards, shard_fault
 from cedm_ray.search.driver import Resources
-from cedm_ray.search.results import Notice, Progress
+from cedm_ray.search.results import Notice, Progress, Show
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
-Show = Callable[[Progress | Notice], None]
+_POLL_S = 2.0
 
 
-@ray.remote
+@ray.remote(max_concurrency=2)
 class _ExtractionWorker:
-    """One copy of the extractor. Errors of ours travel as they are, because Ray raises them on the driver."""
+    """One copy of the extractor. It answers how far it is while it works; errors of ours travel as they are."""
 
     def __init__(self, images: str, spec: str, components: int, gpus: float) -> None:
         self.images = open_image_set(Path(images))
         device = choose_device(gpus)
         self.extractor = open_extractor(spec, self.images, pixel_components=components, device=device)
+        self.rows = 0
 
-    def run(self, folder: str, index: int, batch_size: int) -> int:
-        """Extract one shard; returns its index."""
-        for _ in extract_shard(self.images, self.extractor, Path(folder), index, batch_size=batch_size):
-            pass
-        return index
+    def run(self, folder: str, index: int, batch_size: int) -> None:
+        """Extract one shard."""
+        before, rows = self.rows, 0
+        for rows in extract_shard(self.images, self.extractor, Path(folder), index, batch_size=batch_size):
+            self.rows = before + rows
+
+    def rows_done(self) -> int:
+        """Images whose features it has computed, all its shards together."""
+        return self.rows
 
 
 def prepare_features(
@@ -54,12 +58,12 @@ def prepare_features(
         if faults[index]:
             show(Notice(text=f"feature shard {index} is computed again: {faults[index]}"))
     if missing:
-        _extract(study, space, folder, missing, len(faults), cluster, show)
+        _extract(study, space, folder, missing, len(images), cluster, show)
     return merge_shards(images, extractor, folder), key
 
 
 def _extract(
-    study: Study, space: SearchSpace, folder: Path, missing: list[int], total: int, cluster: Resources, show: Show
+    study: Study, space: SearchSpace, folder: Path, missing: list[int], num_images: int, cluster: Resources, show: Show
 ) -> None:
     gpus = 1.0 if cluster.gpus >= 1 else 0.0
     count = min(len(missing), int(cluster.gpus if gpus else cluster.cpus) or 1)
@@ -75,16 +79,17 @@ def _extract(
 
     for worker in workers:
         start(worker)
-    done = total - len(missing)
+    total = min(num_images, len(missing) * SHARD_ROWS)
     try:
         while running:
-            show(Progress(task="features", done=done, total=total, unit="shards"))
-            (call,), _ = ray.wait(list(running), num_returns=1)
-            worker = running.pop(call)
-            ray.get(call)
-            done += 1
-            start(worker)
-        show(Progress(task="features", done=total, total=total, unit="shards", ended=True))
+            ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+            for call in ended:
+                worker = running.pop(call)
+                ray.get(call)
+                start(worker)
+            done = sum(ray.get([worker.rows_done.remote() for worker in workers]))
+            show(Progress(task="features", done=done, total=total, unit="images"))
+        show(Progress(task="features", done=total, total=total, unit="images", ended=True))
     finally:
         for worker in workers:
             ray.kill(worker)

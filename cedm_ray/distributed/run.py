@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -28,12 +28,10 @@ from cedm_ray.search.driver import Driver
 from cedm_ray.search.model import keep_model
 from cedm_ray.search.outcome import dead_end, restore, study_result
 from cedm_ray.search.prepare import prepare_images, prepare_neighbors
-from cedm_ray.search.results import Notice, Progress
+from cedm_ray.search.results import Notice, Show
 from cedm_ray.search.showcase import make_showcase
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
-
-Show = Callable[[Progress | Notice], None]
 
 
 def run_study(study: Study, space: SearchSpace, goal: Goal, *, address: str | None, show: Show) -> ImageSet:
@@ -49,10 +47,12 @@ def run_study(study: Study, space: SearchSpace, goal: Goal, *, address: str | No
         if agenda.finished and not (goal.kind == "search" and _unkept_best(study, space, images)):
             return images
         with ray_cluster(address):
+            total = cluster_resources()
+            show(Notice(text=f"{len(images):,} images; Ray has {total.cpus:g} CPUs and {total.gpus:g} GPUs"))
             _prepare(study, space, images, show)
             _run_tasks(study, space, images, goal, show)
             if goal.kind == "search":
-                _keep_best(study, space, images)
+                _keep_best(study, space, images, show)
         return images
 
 
@@ -131,14 +131,16 @@ def _run_tasks(study: Study, space: SearchSpace, images: ImageSet, goal: Goal, s
         raise TryAgainError("Ray Tune ended before the search did", mend="run the same command again: it continues")
 
 
-def _keep_best(study: Study, space: SearchSpace, images: ImageSet) -> None:
-    """Keep the best model's weights, and images of it for the report."""
+def _keep_best(study: Study, space: SearchSpace, images: ImageSet, show: Show) -> None:
+    """Keep the best model's weights, and images of it for the report; say so where they are not the measured ones."""
     result = study_result(study, space, images)
     if result is None or result.best is None:
         return
     checkpoint = durable.newest_checkpoint(study.checkpoints(result.best))
     if checkpoint is None:
         raise TryAgainError(f"{result.best} has no checkpoint yet")
+    for reason in checkpoint.fallbacks:
+        show(Notice(text=f"the kept model is that of {checkpoint.manifest['images_seen']:,} images: {reason}"))
     with _timed(study, "samples"):
         keep_model(checkpoint, study.best)
         _on_a_gpu(_make_showcase, str(study.path.absolute()))

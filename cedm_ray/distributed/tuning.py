@@ -56,7 +56,7 @@ class DriverSearcher(_Unpickled, Searcher):
 
 
 class DriverScheduler(_Unpickled, FIFOScheduler):
-    """Stops a trial when the driver, asked about its report, says that it has ended."""
+    """Stops a trial whose report the driver answers with its end, and whatever still runs when the search is over."""
 
     def __init__(self, driver: Driver) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class DriverScheduler(_Unpickled, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "rung" not in result:
-            return TrialScheduler.CONTINUE
+            return TrialScheduler.STOP if self.driver.over else TrialScheduler.CONTINUE
         decision = self.driver.judge(TrialReport(**{name: result[name] for name in _REPORT_FIELDS}))
         return TrialScheduler.CONTINUE if decision.status == "running" else TrialScheduler.STOP
 

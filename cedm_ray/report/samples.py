@@ -7,7 +7,7 @@ import contextlib
 import io
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from cedm_ray import durable
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.report.figures import png, sample_grid
 from cedm_ray.search.model import find_model
-from cedm_ray.search.results import Notice, Progress
+from cedm_ray.search.results import Progress, Show
 from cedm_ray.search.study import Study
 
 
@@ -31,7 +31,7 @@ def sample_to_files(
     steps: int | None,
     grid: Path | None,
     out: Path | None,
-    show: Callable[[Progress | Notice], None],
+    show: Show,
 ) -> None:
     """Generate one image per seed with a trial's model (None: the best), and write a picture, the images, or both.
 
@@ -39,7 +39,7 @@ def sample_to_files(
     Raises ConfigurationError for a trial or a cluster that the study does not have, StorageError.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = find_model(study, trial, device)
+    model = find_model(study, trial, device, show)
     ids = model.meaning.class_ids
     if cluster is not None and cluster not in ids:
         known = f"its {len(ids)} used clusters lie between {min(ids)} and {max(ids)}" if ids else "it is unconditional"

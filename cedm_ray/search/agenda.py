@@ -44,7 +44,7 @@ Task = FitTask | TrainTask
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
     """How far a driver goes. bound: stop when C_max is known. search: to C_V. trial: train one C (None: the baseline)
-    to its full budget, whatever the bound says."""
+    through the rungs, whatever the bound says; a rung stops it where the study's other trials are better."""
 
     kind: Literal["bound", "search", "trial"]
     num_clusters: int | None = None
@@ -116,7 +116,9 @@ class Agenda:
             return self._is_over(self.goal.num_clusters)
         if self.bound is None:
             return self.blocked_by is not None
-        return self.goal.kind == "bound" or all(self._is_over(c) for c in (None, *self.candidates))
+        if self.goal.kind == "bound" or self.bound.c_max is None:
+            return True
+        return all(self._is_over(c) for c in (None, *self.candidates))
 
     def _is_over(self, num_clusters: int | None) -> bool:
         """Whether the trial of this C ended, or can never start because its fit failed."""
@@ -134,8 +136,7 @@ class Agenda:
             return
         if self.bound is None:
             for task in self._questions(free_fits):
-                if not self._is_fitted(task):
-                    yield from self._new(task)
+                yield from self._new(task)
             if self.goal.kind == "search":
                 yield from self._steps(None)
             return
@@ -175,11 +176,15 @@ class Agenda:
         """What the bound search waits for, then what it would ask if all goes well, as far as fits can run at once."""
         search, waiting = self._replay()
         yield waiting
-        running = sum(isinstance(task, FitTask) and not self._is_fitted(task) for task in self._asked)
         repeats = Counter({waiting.num_clusters: waiting.repeat + 1})
-        for num_clusters in search.ask(max(1, running + free_fits - 1)):
-            yield FitTask(num_clusters=num_clusters, repeat=repeats[num_clusters])
-            repeats[num_clusters] += 1
+        running = sum(isinstance(task, FitTask) and not self._is_fitted(task) for task in self._asked)
+        unanswered = 1
+        while unanswered < running + free_fits and (ahead := search.ask(1)):
+            task = FitTask(num_clusters=ahead[0], repeat=repeats[ahead[0]])
+            repeats[ahead[0]] += 1
+            if not self._is_fitted(task):
+                unanswered += 1
+                yield task
 
     def _is_fitted(self, task: FitTask) -> bool:
         return task.repeat in self._fitted.get(task.num_clusters, {})

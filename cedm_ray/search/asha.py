@@ -79,28 +79,24 @@ class Asha:
         return tuple(sorted(self._decisions.values(), key=lambda decision: decision.sequence))
 
     def _judge(self, report: TrialReport) -> Decision:
-        status, cutoff, reason = "running", None, "goes on"
         level = f"{self.config.rungs_kimg[report.rung]:g} kimg"
-        distance = report.distance
+        distance, cutoff = report.distance, None
         if distance is None or not np.isfinite(distance) or distance < 0:
             status, reason = "diverged", f"diverged by {level}: its distance is not a finite number"
         elif report.collapsed:
             status, reason = "collapsed", f"collapsed by {level}: its images are all alike"
+        elif report.rung == len(self.config.rungs_kimg) - 1:
+            status, reason = "completed", f"trained to {level}: {distance:.4g}"
         elif report.trial == UNCONDITIONAL:
-            reason = "the baseline is never stopped"
+            status, reason = "running", f"goes on at {level}: {distance:.4g}, the baseline is never stopped"
         else:
-            earlier = list(self._distances[report.rung].values())
+            cutoff = self._cutoff(report.rung)
             self._distances[report.rung][report.trial] = distance
-            if earlier:
-                cutoff = float(np.percentile(earlier, 100 / self.config.reduction_factor))
-                if distance > cutoff:
-                    status, reason = "stopped", f"stopped at {level}: {distance:.4g}, rung cutoff {cutoff:.4g}"
-                else:
-                    reason = f"goes on at {level}: {distance:.4g}, rung cutoff {cutoff:.4g}"
+            if cutoff is None:
+                status, reason = "running", f"goes on at {level}: {distance:.4g}, the first at this rung"
             else:
-                reason = f"goes on at {level}: the first at this rung"
-        if report.rung == len(self.config.rungs_kimg) - 1 and status in ("running", "stopped"):
-            status, reason = "completed", f"trained to {level}"
+                status, verb = ("running", "goes on") if distance <= cutoff else ("stopped", "stopped")
+                reason = f"{verb} at {level}: {distance:.4g}, rung cutoff {cutoff:.4g}"
         return Decision(
             sequence=len(self._decisions) + 1,
             trial=report.trial,
@@ -110,3 +106,8 @@ class Asha:
             cutoff=cutoff,
             reason=reason,
         )
+
+    def _cutoff(self, rung: int) -> float | None:
+        """The distance above which a trial is stopped at a rung; None while nobody has been there."""
+        earlier = list(self._distances[rung].values())
+        return float(np.percentile(earlier, 100 / self.config.reduction_factor)) if earlier else None

@@ -46,7 +46,8 @@ def candidates(config: CandidatesConfig, c_max: int, seed: int) -> tuple[int, ..
     order = sorted(grid)
     if not order:
         what = f"none of candidates.explicit {list(config.explicit)}" if config.explicit else f"no C >= {config.low}"
-        raise ConfigurationError(f"{what} lies within C_max = {c_max}", mend="widen `candidates` in the search space")
+        mend = "begin another study whose `candidates` reach lower"
+        raise ConfigurationError(f"{what} lies within C_max = {c_max}", mend=mend)
     # Shuffled, because under ASHA the first trial at a rung always goes on: a rising order would favor small C.
     random.Random(seed).shuffle(order)
     return tuple(order)

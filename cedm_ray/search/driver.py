@@ -12,7 +12,7 @@ from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import CedmError, ConfigurationError
 from cedm_ray.search.agenda import FitTask, Goal, Task, TrainTask
 from cedm_ray.search.outcome import dead_end, restore
-from cedm_ray.search.results import Decision, Notice, Progress, TrialReport
+from cedm_ray.search.results import Decision, Notice, Progress, Show, TrialReport
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
 
@@ -64,7 +64,7 @@ class Driver:
         goal: Goal,
         images: ImageSet,
         cluster: Callable[[], Resources],
-        show: Callable[[Progress | Notice], None],
+        show: Show,
     ) -> None:
         self.study, self.space, self.goal = study, space, goal
         self._cluster, self._show = cluster, show
@@ -75,7 +75,7 @@ class Driver:
         self.bound_found: float | None = None
         self._record_candidates()
         total = cluster()
-        for task in (FitTask(num_clusters=2, repeat=0), TrainTask(num_clusters=2)):
+        for task in _kinds_of_tasks(goal):
             wanted = needs(space, task, total.gpus)
             if not total.room_for(wanted):
                 kind = "fit" if isinstance(task, FitTask) else "trial"
@@ -86,13 +86,18 @@ class Driver:
                 )
 
     @property
+    def over(self) -> bool:
+        """Whether nothing more is wanted, not even of what runs: the goal is reached, or cannot be."""
+        return self.fatal is not None or self.agenda.finished
+
+    @property
     def finished(self) -> bool:
-        """Whether nothing is left to start and nothing runs."""
-        return (self.agenda.finished or self.fatal is not None) and not self.live
+        """Whether it is over and nothing runs."""
+        return self.over and not self.live
 
     def next_task(self) -> tuple[Task, Resources] | None:
         """A task that fits on what is free, with what it will hold; None where there is none now."""
-        if self.fatal is not None:
+        if self.over:
             return None
         total = self._cluster()
         free = total
@@ -117,8 +122,7 @@ class Driver:
         self.study.write_decision(decision)
         if decision.status != "running":
             self.agenda.tell_end(report.trial)
-        distance = "no distance" if report.distance is None else f"{report.distance:.4g}"
-        self._show(Notice(text=f"{report.trial} at {report.images_seen / 1000:g} kimg: {distance}; {decision.reason}"))
+        self._show(Notice(text=f"{report.trial} {decision.reason}"))
         return decision
 
     def end(self, name: str) -> None:
@@ -159,5 +163,22 @@ class Driver:
 
     def _record_candidates(self) -> None:
         """Have the candidates' order on record as soon as the bound is known."""
-        if self.goal.kind == "search" and self.agenda.candidates:
-            self.study.write_candidates(self.agenda.candidates)
+        if self.goal.kind != "search":
+            return
+        try:
+            order = self.agenda.candidates
+        except ConfigurationError as error:
+            self.fatal = self.fatal or error
+        else:
+            if order:
+                self.study.write_candidates(order)
+
+
+def _kinds_of_tasks(goal: Goal) -> list[Task]:
+    """One task of each kind that the goal may need."""
+    kinds: list[Task] = []
+    if goal.kind != "trial" or goal.num_clusters is not None:
+        kinds.append(FitTask(num_clusters=2, repeat=0))
+    if goal.kind != "bound":
+        kinds.append(TrainTask(num_clusters=2))
+    return kinds

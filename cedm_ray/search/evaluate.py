@@ -61,14 +61,14 @@ def merged_over_workers(statistics: FeatureStatistics) -> FeatureStatistics:
     return FeatureStatistics(count=int(parts[0].item()), sum=parts[1], outer=parts[2])
 
 
-def distance_to(reference: FeatureStatistics, generated: FeatureStatistics) -> tuple[float | None, bool]:
-    """(Fréchet distance, whether the generated images are all alike). The distance is None where it is not finite.
+def distance_to(reference: FeatureStatistics, generated: FeatureStatistics) -> tuple[float, bool]:
+    """(Fréchet distance, whether the generated images are all alike). Raises ValueError for features that do not fit.
 
     Computed on the CPU, where the eigenvalues of a 2048 x 2048 matrix take a second and are the same on every cluster.
     """
     generated = FeatureStatistics.from_arrays(generated.to_arrays())
-    distance = frechet_distance(generated, frechet_reference(reference))
-    return (distance if np.isfinite(distance) else None), collapsed(generated, reference)
+    factor = frechet_reference(reference)
+    return frechet_distance(generated, factor), collapsed(generated, factor)
 
 
 def own_share(seeds: Sequence[int]) -> Sequence[int]:

@@ -1,6 +1,6 @@
 """Measuring the models of a study against its training images: the detector, its reference, and a model's distance."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from cedm_ray.features.extractors import Extractor, distance_name, open_extracto
 from cedm_ray.metrics.statistics import FeatureStatistics
 from cedm_ray.search.evaluate import distance_to, image_statistics, training_batches
 from cedm_ray.search.model import find_model
-from cedm_ray.search.results import Notice, Progress
+from cedm_ray.search.results import Progress, Show
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -33,17 +33,15 @@ def reference_statistics(study: Study, space: SearchSpace, images: ImageSet, det
     return statistics
 
 
-def evaluate_model(
-    study: Study, space: SearchSpace, trial: str | None, num: int | None, *, show: Callable[[Progress | Notice], None]
-) -> dict:
+def evaluate_model(study: Study, space: SearchSpace, trial: str | None, num: int | None, *, show: Show) -> dict:
     """Generate `num` images (None: evaluation.num_samples) with a trial's model (None: the best) and measure them.
 
     The seeds begin at evaluation.first_seed, so that the rungs' number of samples gives the rung's own distance again.
-    Returns plain values: trial, num_clusters, images_seen, metric, distance (None if not finite), num_samples,
-    collapsed. Raises ConfigurationError for an unknown trial.
+    Returns plain values: trial, num_clusters, images_seen, metric, distance, num_samples, collapsed. Raises
+    ConfigurationError for an unknown trial.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = find_model(study, trial, device)
+    model = find_model(study, trial, device, show)
     images = open_image_set(study.images)
     detector = open_detector(space, images, device)
     reference = reference_statistics(study, space, images, detector)

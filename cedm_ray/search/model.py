@@ -23,6 +23,7 @@ from cedm_ray.diffusion.sample import SampleConfig, sample
 from cedm_ray.diffusion.train import TrainState
 from cedm_ray.diffusion.unet import UNet, UNetConfig
 from cedm_ray.errors import ConfigurationError
+from cedm_ray.search.results import Notice, Show
 from cedm_ray.search.study import Study
 
 EMA_FILE = "ema.safetensors"
@@ -37,7 +38,7 @@ class CheckpointConfig(Config):
     keep: checkpoints kept of each trial, at least 2, so that a damaged one has another behind it.
     """
 
-    every_kimg: float | None = Field(default=None, gt=0)
+    every_kimg: float | None = Field(default=None, ge=0.001)
     keep: int = Field(default=2, ge=2)
 
 
@@ -155,8 +156,11 @@ def open_model(checkpoint: durable.Checkpoint, device: str) -> TrainedModel:
     )
 
 
-def find_model(study: Study, trial: str | None, device: str) -> TrainedModel:
-    """The kept best model of a study, or the newest model of a trial. Raises ConfigurationError, IntegrityError."""
+def find_model(study: Study, trial: str | None, device: str, show: Show) -> TrainedModel:
+    """The kept best model of a study, or the newest model of a trial; `show` is told of damaged ones passed over.
+
+    Raises ConfigurationError where there is none of that name, IntegrityError where all are damaged.
+    """
     if trial is None:
         if not (study.best / durable.MANIFEST).exists():
             mend = "let the search finish, or name a trial: --trial " + ", ".join(study.trials() or ["c00020"])
@@ -166,4 +170,6 @@ def find_model(study: Study, trial: str | None, device: str) -> TrainedModel:
     if checkpoint is None:
         known = ", ".join(study.trials()) or "none yet"
         raise ConfigurationError(f"{study.path} has no trained model of {trial!r}; its trials are: {known}")
+    for reason in checkpoint.fallbacks:
+        show(Notice(text=f"taking {trial} at {checkpoint.manifest['images_seen']:,} images: {reason}"))
     return open_model(checkpoint, device)

@@ -3,8 +3,6 @@
 N images, D features, m neighbors.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from cedm_ray import durable
@@ -13,11 +11,9 @@ from cedm_ray.data.decoding import ImagesConfig
 from cedm_ray.data.image_set import ImageSet, import_images, open_image_set
 from cedm_ray.data.sources import source_fingerprint
 from cedm_ray.errors import InputDataError
-from cedm_ray.search.results import Notice, Progress
+from cedm_ray.search.results import Notice, Progress, Show
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
-
-Show = Callable[[Progress | Notice], None]
 
 
 def prepare_images(study: Study, space: SearchSpace, show: Show) -> ImageSet:

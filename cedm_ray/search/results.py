@@ -4,6 +4,7 @@ Records of these are written once by the process that knows them (`study.py`) an
 distances in the detector's own units, lower is better; `images_seen` counts training images, repeats included.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,12 +39,17 @@ class Progress:
     ended: bool = False
 
 
+Show = Callable[[Progress | Notice], None]
+"""What a driver tells the user through."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialReport:
     """What one trial measured at one rung.
 
-    distance: None where it was not finite. loss: mean of the training loss since the previous rung, None where no step
-    was finite. train_s and evaluate_s: seconds of this rung alone. collapsed: the generated images are all alike.
+    distance: None where training diverged. loss: mean training loss since the previous rung, or since the process
+    began where it took over in between; None where no step was finite. train_s and evaluate_s: seconds of this rung
+    alone. collapsed: the generated images are all alike.
     """
 
     trial: str

@@ -83,15 +83,16 @@ class SearchSpace(Config):
     resources: ResourcesConfig = ResourcesConfig()
 
     def settled(self) -> dict[str, Any]:
-        """What a study must keep when it is resumed: all but the resources and the place of the images, whose content
-        has a digest of its own."""
+        """What a study must keep when it is resumed: all but what changes no result (resources, checkpoints, and how
+        much is computed at once) and the place of the images, whose content has a digest of its own."""
         plain = self.model_dump(mode="json")
-        del plain["resources"], plain["images"]["source"]
+        del plain["resources"], plain["checkpoints"], plain["images"]["source"]
+        del plain["clustering"]["head_group"], plain["training"]["microbatch"], plain["sampling"]["batch_size"]
         return plain
 
     @classmethod
     def from_settled(cls, settled: dict[str, Any]) -> "SearchSpace":
-        """The space of a study, from what `settled` kept: its images.source is None, its resources are the defaults."""
+        """The space of a study, from what `settled` kept: what it did not keep has the defaults."""
         return cls.model_validate(settled)
 
 

@@ -19,6 +19,8 @@ from cedm_ray.diffusion.augment import NUM_LABELS
 from cedm_ray.diffusion.sample import sample
 from cedm_ray.diffusion.train import DivergedError, TrainProgress, TrainState, train
 from cedm_ray.errors import InputDataError
+from cedm_ray.features.extractors import Extractor
+from cedm_ray.metrics.statistics import FeatureStatistics
 from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.evaluate import distance_to, image_statistics, merged_over_workers, own_share
 from cedm_ray.search.measure import open_detector, reference_statistics
@@ -27,7 +29,8 @@ from cedm_ray.search.results import Notice, TrialReport, trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
-PROGRESS_PER_RUNG = 50
+# Progress is told so often, and at least every so many steps, so that no log is silent for long on slow hardware.
+PROGRESS_PER_RUNG, PROGRESS_STEPS = 50, 20
 
 
 def load_assignment(study: Study, num_clusters: int) -> ClusterAssignment:
@@ -75,36 +78,28 @@ def run_trial(
         started, losses, diverged = time.monotonic(), [], False
         while state.images_seen < rung_images and not diverged:
             until = min(rung_images, _next_checkpoint(space, state.images_seen))
+            before = state.images_seen
             try:
                 for progress in _train(space, state, images, classes, rung_images, until):
                     if progress.loss is not None:
-                        losses.append(progress.loss)
+                        losses.append((progress.loss, progress.images_seen - before))
+                    before = progress.images_seen
                     yield progress
             except DivergedError:
                 diverged = True
-            if not diverged:
+            else:
                 _on_first_worker(lambda: save_checkpoint(folder, state, meaning, space.checkpoints.keep))
         trained = time.monotonic()
         distance, collapsed = None, False
         if not diverged:
-            seeds = own_share(space.evaluation.seeds)
-            batches = sample(
-                state.ema,
-                seeds,
-                config=space.sampling,
-                image_size=meaning.image_size,
-                counts=None if classes is None else np.asarray(meaning.counts, dtype=np.int64),
-                device=device,
-            )
-            generated = merged_over_workers(image_statistics(batches, detector))
-            distance, collapsed = distance_to(reference, generated)
+            distance, collapsed = _measure(space, state, meaning, detector, reference)
         report = TrialReport(
             trial=meaning.trial,
             rung=rung,
             images_seen=state.images_seen,
             distance=distance,
             num_samples=space.evaluation.num_samples,
-            loss=sum(losses) / len(losses) if losses else None,
+            loss=sum(loss * count for loss, count in losses) / sum(count for _, count in losses) if losses else None,
             train_s=round(trained - started, 3),
             evaluate_s=round(time.monotonic() - trained, 3),
             skipped_steps=state.skipped_steps,
@@ -114,22 +109,47 @@ def run_trial(
         yield report
 
 
-def _train(space, state, images, classes, rung_images, until) -> Iterator[TrainProgress]:
+def _measure(
+    space: SearchSpace, state: TrainState, meaning: Meaning, detector: Extractor, reference: FeatureStatistics
+) -> tuple[float, bool]:
+    """The distance of the averaged model's images to the training images, and whether they are all alike."""
+    batches = sample(
+        state.ema,
+        own_share(space.evaluation.seeds),
+        config=space.sampling,
+        image_size=meaning.image_size,
+        counts=np.asarray(meaning.counts, dtype=np.int64) if meaning.counts else None,
+        device=state.device,
+    )
+    return distance_to(reference, merged_over_workers(image_statistics(batches, detector)))
+
+
+def _train(
+    space: SearchSpace,
+    state: TrainState,
+    images: ImageSet,
+    classes: np.ndarray | None,
+    rung_images: int,
+    until: int,
+) -> Iterator[TrainProgress]:
+    """Train towards a rung, as far as `until`."""
     return train(
         state,
         images.pixels,
         classes,
         config=space.training,
         augment=space.augmentation,
-        order=TrainingOrder(num_images=len(images.pixels), seed=space.seed),
+        order=TrainingOrder(num_images=len(images), seed=space.seed),
         seed=space.seed,
         until_images=until,
         total_kimg=space.rungs.rungs_kimg[-1],
-        progress_every=max(1, rung_images // PROGRESS_PER_RUNG),
+        progress_every=max(1, min(rung_images // PROGRESS_PER_RUNG, PROGRESS_STEPS * space.training.batch_size)),
     )
 
 
-def _conditions(study: Study, space: SearchSpace, images: ImageSet, num_clusters: int | None):
+def _conditions(
+    study: Study, space: SearchSpace, images: ImageSet, num_clusters: int | None
+) -> tuple[Meaning, np.ndarray | None]:
     """What the network of this trial is, and the class of every training image (None: unconditional)."""
     class_ids: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()

@@ -33,7 +33,7 @@ class FakeDriver:
 
     def __init__(self, study, space, tasks=(), status="running"):
         self.study, self.space, self.status = study, space, status
-        self.tasks, self.told, self.finished = list(tasks), [], False
+        self.tasks, self.told, self.finished, self.over = list(tasks), [], False, False
 
     def next_task(self):
         return (self.tasks.pop(0), Resources(cpus=2, gpus=0.25)) if self.tasks else None
@@ -76,6 +76,12 @@ def test_the_scheduler_lets_running_trials_and_mere_progress_go_on(study, space)
     assert scheduler.on_trial_result(None, None, dataclasses.asdict(REPORT)) == TrialScheduler.CONTINUE
     assert scheduler.on_trial_result(None, None, {"images_seen": 100}) == TrialScheduler.CONTINUE
     assert driver.told == [REPORT]
+
+
+def test_the_scheduler_stops_what_still_runs_when_the_search_is_over(study, space):
+    driver = FakeDriver(study, space)
+    driver.over = True
+    assert DriverScheduler(driver).on_trial_result(None, None, {"images_seen": 100}) == TrialScheduler.STOP
 
 
 def news(driver, shown):

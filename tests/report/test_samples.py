@@ -10,7 +10,9 @@ from PIL import Image
 from cedm_ray.errors import ConfigurationError, StorageError
 from cedm_ray.report.samples import sample_to_files, write_samples
 from cedm_ray.search.model import find_model
-from cedm_ray.search.results import Progress
+from cedm_ray.search.results import Progress, TrialReport
+from cedm_ray.search.study import FitRecord
+from cedm_ray.search.trial import run_trial
 
 SEEDS = [5, 6, 7, 123456789]
 
@@ -83,7 +85,7 @@ def sample(study, seeds, trial=None, cluster=None, steps=None, grid=None, out=No
 
 
 def test_images_are_the_models_own_whatever_they_are_written_to(finished, tmp_path):
-    model = find_model(finished, None, "cpu")
+    model = find_model(finished, None, "cpu", [].append)
     expected = np.concatenate(list(model.sample(range(3, 43))))
     for name in ("out.zip", "out.npz", "folder"):
         shown = sample(finished, range(3, 43), out=tmp_path / name)
@@ -97,11 +99,15 @@ def test_images_are_the_models_own_whatever_they_are_written_to(finished, tmp_pa
     assert np.array_equal([pixels_of(p.read_bytes()) for p in sorted((tmp_path / "folder").iterdir())], expected)
 
 
-def test_images_of_one_cluster_are_those_of_its_class(finished, tmp_path):
-    model = find_model(finished, None, "cpu")
-    cluster = model.meaning.class_ids[-1]
-    sample(finished, range(4), cluster=cluster, out=tmp_path / "out.npz")
-    (expected,) = model.sample(range(4), classes=[len(model.meaning.class_ids) - 1] * 4)
+def test_images_of_one_cluster_are_those_of_its_class(fresh, tiny_space, tmp_path):
+    # Of nine clusters only 2 and 7 are in use: they are the classes 0 and 1 of the network.
+    record = FitRecord(num_clusters=9, repeat=0, num_used=2, loss=0.0, seconds=0.0)
+    fresh.write_fit(record, "c00009-r0", {"labels": np.array([7, 2, 2] * 100, dtype=np.int32)}, {"method": "by hand"})
+    next(event for event in run_trial(fresh, tiny_space, 9, device="cpu") if isinstance(event, TrialReport))
+    sample(fresh, range(4), trial="c00009", cluster=7, out=tmp_path / "out.npz")
+    (expected,) = find_model(fresh, "c00009", "cpu", [].append).sample(range(4), classes=[1] * 4)
+    with pytest.raises(ConfigurationError, match="its 2 used clusters lie between 2 and 7"):
+        sample(fresh, range(4), trial="c00009", cluster=1, out=tmp_path / "other.npz")
     with np.load(tmp_path / "out.npz", allow_pickle=False) as found:
         assert np.array_equal(found["images"].transpose(0, 3, 1, 2), expected)
 

@@ -1,0 +1,66 @@
+"""The grid of C inside the bound."""
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cedm_ray.errors import ConfigurationError
+from cedm_ray.search.candidates import CandidatesConfig, candidates
+
+
+def test_grid_is_even_in_log_c_and_holds_both_ends():
+    # 2, 4, 8, ..., 64 are six powers of two.
+    assert sorted(candidates(CandidatesConfig(low=2, count=6), 64, seed=0)) == [2, 4, 8, 16, 32, 64]
+    # 10 ^ (1, 1.5, 2) = 10, 31.6, 100.
+    assert sorted(candidates(CandidatesConfig(low=10, count=3), 100, seed=0)) == [10, 32, 100]
+
+
+def test_points_that_round_to_one_c_are_one_candidate():
+    assert sorted(candidates(CandidatesConfig(low=2, count=9), 4, seed=0)) == [2, 3, 4]
+    assert candidates(CandidatesConfig(low=2, count=6), 2, seed=0) == (2,)
+
+
+def test_one_candidate_is_the_bound_itself():
+    assert candidates(CandidatesConfig(count=1), 77, seed=0) == (77,)
+
+
+def test_explicit_candidates_above_the_bound_are_left_out():
+    assert sorted(candidates(CandidatesConfig(explicit=(50, 10, 20, 40)), 40, seed=1)) == [10, 20, 40]
+
+
+def test_order_is_a_function_of_the_seed_and_not_rising():
+    config = CandidatesConfig(explicit=tuple(range(2, 22)))
+    first = candidates(config, 100, seed=5)
+    assert first == candidates(config, 100, seed=5)
+    assert first != candidates(config, 100, seed=6)
+    assert first != tuple(sorted(first))
+    # The order in which they are written down says nothing.
+    assert first == candidates(CandidatesConfig(explicit=tuple(range(21, 1, -1))), 100, seed=5)
+
+
+@given(low=st.integers(2, 500), extra=st.integers(0, 5000), count=st.integers(1, 40), seed=st.integers(0, 99))
+def test_every_candidate_lies_within_the_bound_once(low, extra, count, seed):
+    found = candidates(CandidatesConfig(low=low, count=count), low + extra, seed)
+    assert len(set(found)) == len(found) <= count
+    assert max(found) == low + extra
+    assert min(found) == (low if count > 1 else low + extra)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (CandidatesConfig(low=20), "no C >= 20 lies within C_max = 10"),
+        (CandidatesConfig(explicit=(11, 12)), r"none of candidates.explicit \[11, 12\] lies within C_max = 10"),
+    ],
+)
+def test_a_grid_outside_the_bound_is_a_configuration_error_with_its_mend(config, message):
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        candidates(config, 10, seed=0)
+    assert "candidates" in caught.value.mend
+
+
+@pytest.mark.parametrize("explicit", [[], [1, 2], [5, 5], [2.5]])
+def test_explicit_must_name_each_c_once_and_none_below_two(explicit):
+    with pytest.raises(pydantic.ValidationError):
+        CandidatesConfig(explicit=explicit)

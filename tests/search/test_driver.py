@@ -1,0 +1,298 @@
+"""The driver: it never hands out more than the cluster holds, and it tells what is fatal from what is data."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from cedm_ray import durable
+from cedm_ray.data.image_set import ImageSet
+from cedm_ray.errors import ConfigurationError, IntegrityError, NoUsableResultError, StorageError
+from cedm_ray.search.agenda import FitTask, Goal, TrainTask
+from cedm_ray.search.driver import Driver, Resources, needs
+from cedm_ray.search.results import UNCONDITIONAL, Notice, Progress, TrialReport
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import FitRecord, Study
+
+IMAGES = ImageSet(
+    name="none",
+    names=tuple(f"{i}.png" for i in range(1000)),
+    pixels=np.zeros((1000, 3, 2, 2), dtype=np.uint8),
+    digest="0" * 64,
+)
+
+
+def space_of(**sections):
+    plain = {
+        "name": "x",
+        "images": {"source": "x"},
+        "bound": {"alpha": 0.9, "c_start": 4, "c_limit": 64},
+        "candidates": {"explicit": [2, 3, 4, 5, 6, 7]},
+        "rungs": {"rungs_kimg": [1, 2], "reduction_factor": 2},
+    }
+    return SearchSpace.model_validate({**plain, **sections})
+
+
+class Cluster:
+    """Runs nothing: tasks end when a test says so."""
+
+    def __init__(self, path, space, total=(8, 0), goal=None):
+        self.total = Resources(cpus=total[0], gpus=total[1])
+        self.study, self.space, self.shown = Study(path), space, []
+        self.driver = Driver(
+            study=self.study,
+            space=space,
+            goal=goal or Goal(kind="search"),
+            images=IMAGES,
+            cluster=lambda: self.total,
+            show=self.shown.append,
+        )
+
+    def start_all(self):
+        started = []
+        while (found := self.driver.next_task()) is not None:
+            started.append(found[0])
+        return started
+
+    def end_fit(self, c, used, repeat=0):
+        record = FitRecord(num_clusters=c, repeat=repeat, num_used=used, loss=0.0, seconds=1.0)
+        name = FitTask(num_clusters=c, repeat=repeat).name
+        self.study.write_fit(record, name, {}, {})
+        self.driver.end(name)
+
+    def report(self, trial, distance, rung=0):
+        report = TrialReport(
+            trial=trial,
+            rung=rung,
+            images_seen=1000 * (rung + 1),
+            distance=distance,
+            num_samples=8,
+            loss=None,
+            train_s=0.0,
+            evaluate_s=0.0,
+            skipped_steps=0,
+            collapsed=False,
+        )
+        self.study.write_report(report)
+        return self.driver.judge(report)
+
+    def find_bound_of_4(self):
+        """C = 8 uses half of its clusters, and so does all of the grid."""
+        self.start_all()
+        self.end_fit(4, 4)
+        while self.driver.agenda.bound is None:
+            for task, _ in list(self.driver.live.values()):
+                if isinstance(task, FitTask):
+                    self.end_fit(task.num_clusters, task.num_clusters // 2)
+            self.start_all()
+        assert self.driver.agenda.bound.c_max == 4
+
+    @property
+    def notices(self):
+        return [event.text for event in self.shown if isinstance(event, Notice)]
+
+
+@pytest.mark.parametrize(
+    ("have", "want", "count"),
+    [
+        ((8, 0), (1, 0), 8),
+        ((8, 0), (3, 0), 2),
+        ((8, 1), (1, 0.25), 4),
+        ((2, 1), (1, 0.25), 2),
+        ((8, 0), (1, 1), 0),
+        ((0.5, 0), (1, 0), 0),
+        ((-1, 0), (1, 0), 0),
+        ((1, 0), (0.1, 0), 10),
+    ],
+)
+def test_room_is_the_scarcer_of_cores_and_gpus(have, want, count):
+    assert Resources(cpus=have[0], gpus=have[1]).room_for(Resources(cpus=want[0], gpus=want[1])) == count
+
+
+@pytest.mark.parametrize("share", [0.05, 1 / 11, 1 / 9, 0.1, 0.25, 0.3, 1 / 3])
+def test_a_gpu_is_shared_out_whole_whatever_the_rounding_of_shares(share):
+    want, free, count = Resources(cpus=0.01, gpus=share), Resources(cpus=100, gpus=1), 0
+    while free.room_for(want):
+        free, count = free - want, count + 1
+    assert count == int(1 / share + 1e-6)
+
+
+def test_what_tasks_hold_by_default_and_when_told():
+    fit, trial = FitTask(num_clusters=2, repeat=0), TrainTask(num_clusters=2)
+    space = space_of()
+    assert needs(space, fit, 0) == Resources(cpus=1, gpus=0)
+    assert needs(space, fit, 2) == Resources(cpus=1, gpus=0.25)
+    assert needs(space, trial, 0) == Resources(cpus=1, gpus=0)
+    assert needs(space, trial, 2) == Resources(cpus=1, gpus=1)
+    space = space_of(resources={"fit": {"cpus": 2, "gpus": 0.5}, "trial": {"workers": 4, "cpus": 3, "gpus": 1}})
+    assert needs(space, fit, 8) == Resources(cpus=2, gpus=0.5)
+    assert needs(space, trial, 8) == Resources(cpus=12, gpus=4)
+    # A zero that was asked for is not "the default".
+    assert needs(space_of(resources={"trial": {"gpus": 0}}), trial, 8).gpus == 0
+
+
+def test_cores_and_gpu_shares_handed_out_never_exceed_the_cluster(tmp_path):
+    resources = {"fit": {"cpus": 1, "gpus": 0.3, "at_once": 99}, "trial": {"cpus": 2, "gpus": 0.5}}
+    cluster = Cluster(tmp_path, space_of(resources=resources), total=(6, 2))
+    rng = np.random.default_rng(0)
+    most = 0
+    while not cluster.driver.finished:
+        cluster.start_all()
+        held = [held for _, held in cluster.driver.live.values()]
+        assert sum(h.cpus for h in held) <= 6 + 1e-6
+        assert sum(h.gpus for h in held) <= 2 + 1e-6
+        most = max(most, len(held))
+        names = sorted(cluster.driver.live)
+        name = names[rng.integers(len(names))]
+        task, _ = cluster.driver.live[name]
+        if isinstance(task, FitTask):
+            cluster.end_fit(task.num_clusters, min(task.num_clusters, 16))
+        else:
+            while cluster.report(name, 1.0, rung=len(cluster.study.reports(name))).status == "running":
+                pass
+            cluster.driver.end(name)
+    assert most >= 5
+    assert cluster.driver.next_task() is None
+
+
+def test_no_more_fits_at_once_than_the_space_says(tmp_path):
+    cluster = Cluster(tmp_path, space_of(resources={"fit": {"at_once": 2}}), total=(32, 0))
+    kinds = Counter(type(task) for task in cluster.start_all())
+    assert kinds == {FitTask: 2, TrainTask: 1}
+
+
+@pytest.mark.parametrize(
+    ("resources", "total", "message"),
+    [
+        ({"fit": {"cpus": 9}}, (8, 0), "one fit asks for 9 CPUs and 0 GPUs, and the cluster has 8 and 0"),
+        ({"fit": {"gpus": 0.5}}, (8, 0), "one fit asks for 1 CPUs and 0.5 GPUs"),
+        ({"trial": {"workers": 3, "gpus": 1}}, (8, 2), "one trial asks for 3 CPUs and 3 GPUs, and the cluster has 8"),
+        ({}, (0.5, 0), "one fit asks for 1 CPUs"),
+    ],
+)
+def test_more_than_the_cluster_holds_is_refused_at_once(tmp_path, resources, total, message):
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        Cluster(tmp_path, space_of(resources=resources), total=total)
+    assert "resources." in caught.value.mend
+
+
+def test_a_failed_fit_that_the_bound_needs_is_fatal_and_stays_so(tmp_path):
+    cluster = Cluster(tmp_path, space_of(), goal=Goal(kind="bound"), total=(1, 0))
+    cluster.start_all()
+    cluster.driver.fail("c00004-r0", "out of memory")
+    assert isinstance(cluster.driver.fatal, NoUsableResultError)
+    assert "without C = 4: out of memory" in str(cluster.driver.fatal)
+    assert "c00004-r0.json" in cluster.driver.fatal.mend
+    assert cluster.driver.finished
+    assert cluster.driver.next_task() is None
+    again = Cluster(tmp_path, space_of(), goal=Goal(kind="bound"))
+    assert str(again.driver.fatal) == str(cluster.driver.fatal)
+    assert again.driver.next_task() is None
+    # Its mend works.
+    (tmp_path / "failures" / "c00004-r0.json").unlink()
+    assert Cluster(tmp_path, space_of(), goal=Goal(kind="bound")).driver.next_task()[0].name == "c00004-r0"
+
+
+def test_a_failed_fit_that_was_asked_ahead_is_fatal_only_once_the_bound_needs_it(tmp_path):
+    spared = Cluster(tmp_path / "spared", space_of(), goal=Goal(kind="bound"))
+    assert [task.num_clusters for task in spared.start_all()] == [4, 8, 16, 32]
+    spared.driver.fail("c00016-r0", "out of memory")
+    assert spared.driver.fatal is None
+    spared.end_fit(4, 4)
+    spared.end_fit(8, 4)
+    assert spared.driver.fatal is None
+    needed = Cluster(tmp_path / "needed", space_of(), goal=Goal(kind="bound"))
+    needed.start_all()
+    needed.driver.fail("c00016-r0", "out of memory")
+    needed.end_fit(8, 8)
+    assert needed.driver.fatal is None
+    needed.end_fit(4, 4)
+    assert "without C = 16: out of memory" in str(needed.driver.fatal)
+
+
+def test_a_failed_trial_is_data(tmp_path):
+    cluster = Cluster(tmp_path, space_of())
+    cluster.find_bound_of_4()
+    live = [name for name, (task, _) in cluster.driver.live.items() if isinstance(task, TrainTask)]
+    assert UNCONDITIONAL in live
+    cluster.driver.fail(UNCONDITIONAL, "its process died")
+    assert cluster.driver.fatal is None
+    assert cluster.study.failures() == {UNCONDITIONAL: "its process died"}
+    assert not cluster.driver.finished
+    assert "unconditional failed: its process died" in cluster.notices
+    assert UNCONDITIONAL not in [task.name for task in cluster.start_all()]
+
+
+def test_a_candidate_whose_fit_failed_is_left_out_and_the_search_goes_on(tmp_path):
+    cluster = Cluster(tmp_path, space_of(resources={"fit": {"at_once": 9}}), total=(32, 0))
+    cluster.find_bound_of_4()
+    assert {"c00002-r0", "c00003-r0"} <= set(cluster.driver.live)
+    cluster.driver.fail("c00003-r0", "text")
+    cluster.end_fit(2, 2)
+    names = {task.name for task in cluster.start_all()} | set(cluster.driver.live)
+    assert cluster.driver.fatal is None
+    assert "c00002" in names
+    assert "c00003" not in names
+
+
+def test_a_storage_failure_is_fatal_whatever_the_task_and_writes_no_failure(tmp_path):
+    cluster = Cluster(tmp_path, space_of())
+    cluster.start_all()
+    full = StorageError("the storage is full")
+    cluster.driver.fail(UNCONDITIONAL, "the storage is full", fatal=full)
+    cluster.driver.fail("c00064-r0" if "c00064-r0" in cluster.driver.live else "c00032-r0", "some other error")
+    assert cluster.driver.fatal is full
+    assert UNCONDITIONAL not in cluster.study.failures()
+    assert cluster.driver.next_task() is None
+    assert not cluster.driver.finished
+    for name in list(cluster.driver.live):
+        cluster.driver.end(name)
+    assert cluster.driver.finished
+
+
+def test_a_decision_is_on_record_before_it_is_acted_on(tmp_path):
+    cluster = Cluster(tmp_path, space_of())
+    cluster.start_all()
+    decision = cluster.report(UNCONDITIONAL, 5.0)
+    assert cluster.study.decisions() == [decision]
+    assert cluster.driver.judge(cluster.study.reports(UNCONDITIONAL)[0]) == decision
+    assert cluster.study.decisions() == [decision]
+    assert cluster.notices == ["unconditional goes on at 1 kimg: 5, the baseline is never stopped"] * 2
+
+
+def test_a_trial_that_was_cut_short_is_asked_for_again_and_one_that_ended_is_not(tmp_path):
+    cluster = Cluster(tmp_path, space_of())
+    cluster.start_all()
+    cluster.report(UNCONDITIONAL, 5.0)
+    cluster.driver.end(UNCONDITIONAL)
+    assert UNCONDITIONAL in [task.name for task in cluster.start_all()]
+    cluster.report(UNCONDITIONAL, 4.0, rung=1)
+    cluster.driver.end(UNCONDITIONAL)
+    assert UNCONDITIONAL not in [task.name for task in cluster.start_all()]
+    assert [e.task for e in cluster.shown if isinstance(e, Progress) and e.ended] == [UNCONDITIONAL] * 2
+
+
+def test_candidates_are_on_record_as_soon_as_the_bound_is_known(tmp_path):
+    cluster = Cluster(tmp_path, space_of())
+    assert cluster.driver.bound_was_unknown
+    cluster.find_bound_of_4()
+    order = durable.read_record(tmp_path / "candidates.json")["order"]
+    assert tuple(order) == cluster.driver.agenda.candidates
+    assert sorted(order) == [2, 3, 4]
+    assert cluster.driver.bound_found is not None
+    assert cluster.driver.agenda.bound.reason in cluster.notices
+    again = Cluster(tmp_path, space_of())
+    assert not again.driver.bound_was_unknown
+    assert again.driver.bound_found is None
+    assert again.driver.agenda.candidates == tuple(order)
+
+
+def test_records_that_contradict_the_rule_are_an_integrity_error(tmp_path):
+    cluster = Cluster(tmp_path, space_of())
+    for c, distance in ((2, 5.0), (3, 6.0)):
+        cluster.report(f"c0000{c}", distance)
+    Cluster(tmp_path, space_of())
+    path = tmp_path / "trials" / "c00003" / "reports" / "000.json"
+    durable.replace_record(path, {**durable.read_record(path), "distance": 4.0})
+    with pytest.raises(IntegrityError, match="decision 2 on c00003 at rung 0 was 'stopped' and is 'running'"):
+        Cluster(tmp_path, space_of())

@@ -1,0 +1,112 @@
+"""One TEMI fit of a study, from features to record."""
+
+import numpy as np
+import pytest
+import torch
+
+from cedm_ray import durable
+from cedm_ray.clustering.heads import Heads
+from cedm_ray.clustering.temi import TemiProgress
+from cedm_ray.errors import StorageError
+from cedm_ray.features.store import open_features
+from cedm_ray.search.agenda import FitTask
+from cedm_ray.search.fit import run_fit
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import FitRecord, Study
+
+TASK = FitTask(num_clusters=6, repeat=0)
+
+
+def features_of(study):
+    _, provenance = durable.read_tensors(study.neighbors)
+    return np.array(open_features(study.features(provenance["features"])))
+
+
+def test_record_counts_the_clusters_of_the_labels(fresh, tiny_space):
+    events = list(run_fit(fresh, tiny_space, TASK, device="cpu"))
+    assert [type(event) for event in events] == [TemiProgress] * 4
+    record = fresh.fits()["c00006-r0"]
+    tensors, provenance = durable.read_tensors(fresh.fit("c00006-r0"))
+    assert (record.num_clusters, record.repeat) == (6, 0)
+    assert record.num_used == len(np.unique(tensors["labels"]))
+    assert record.loss == tensors["head_losses"].min()
+    assert provenance["method"] == "temi"
+    assert provenance["seed"] == tiny_space.seed
+    assert provenance["extractor"] == "pixels"
+
+
+def test_kept_head_gives_the_kept_labels(fresh, tiny_space):
+    list(run_fit(fresh, tiny_space, TASK, device="cpu"))
+    tensors, _ = durable.read_tensors(fresh.fit("c00006-r0"))
+    head = {name.removeprefix("head."): torch.from_numpy(a) for name, a in tensors.items() if name.startswith("head.")}
+    mean, scale = head.pop("feature_mean"), head.pop("feature_scale")
+    rows = (torch.from_numpy(features_of(fresh)) - mean) / scale
+    net = Heads(1, rows.shape[1], 6, hidden=32, bottleneck=16, generator=torch.Generator())
+    net.load_state_dict(head)
+    with torch.no_grad():
+        labels = net(rows)[0].argmax(dim=-1)
+    assert labels.tolist() == tensors["labels"].tolist()
+
+
+def test_repeats_have_seeds_of_their_own(fresh, tiny_space):
+    found = []
+    for repeat in (0, 1):
+        task = FitTask(num_clusters=6, repeat=repeat)
+        list(run_fit(fresh, tiny_space, task, device="cpu"))
+        tensors, provenance = durable.read_tensors(fresh.fit(task.name))
+        found.append((provenance["seed"], tensors["head_losses"].tolist()))
+    assert [seed for seed, _ in found] == [3, 4]
+    assert found[0][1] != found[1][1]
+
+
+def test_a_recorded_fit_is_not_done_again(fresh, tiny_space):
+    list(run_fit(fresh, tiny_space, TASK, device="cpu"))
+    before = fresh.fit("c00006-r0").stat().st_mtime_ns
+    assert list(run_fit(fresh, tiny_space, TASK, device="cpu")) == []
+    assert fresh.fit("c00006-r0").stat().st_mtime_ns == before
+
+
+def test_a_fit_that_was_cut_short_left_no_record_and_is_done_again_with_the_same_labels(fresh, tiny_space):
+    events = run_fit(fresh, tiny_space, TASK, device="cpu")
+    next(events)
+    events.close()
+    assert "c00006-r0" not in fresh.fits()
+    labels = []
+    for _ in range(2):
+        list(run_fit(fresh, tiny_space, TASK, device="cpu"))
+        labels.append(durable.read_tensors(fresh.fit("c00006-r0"))[0]["labels"].tolist())
+        (fresh.path / "fits" / "c00006-r0.json").unlink()
+    assert labels[0] == labels[1]
+
+
+def test_dead_between_tensors_and_record_is_not_acknowledged(fresh, tiny_space, monkeypatch):
+    def full(path, value):
+        raise StorageError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write_record", full)
+        with pytest.raises(StorageError):
+            list(run_fit(fresh, tiny_space, TASK, device="cpu"))
+    assert fresh.fit("c00006-r0").exists()
+    assert "c00006-r0" not in fresh.fits()
+    list(run_fit(fresh, tiny_space, TASK, device="cpu"))
+    assert isinstance(fresh.fits()["c00006-r0"], FitRecord)
+
+
+def test_fewer_images_than_neighbors_are_clustered_with_the_neighbors_there_are(
+    tiny_space, digit_folder, tmp_path, study_tools
+):
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(digit_folder.iterdir())[:12]:
+        (few / path.name).write_bytes(path.read_bytes())
+    plain = tiny_space.model_dump(mode="json")
+    clustering = {**plain["clustering"], "num_neighbors": 50}
+    space = SearchSpace.model_validate({**plain, "images": {"source": str(few)}, "clustering": clustering})
+    study, shown = Study(tmp_path / "study"), []
+    study_tools.prepare(study, space, shown.append)
+    assert "clustering.num_neighbors is 50 and there are 12 images: 11 are used" in [
+        event.text for event in shown if hasattr(event, "text")
+    ]
+    list(run_fit(study, space, FitTask(num_clusters=3, repeat=0), device="cpu"))
+    assert study.fits()["c00003-r0"].num_clusters == 3

@@ -1,0 +1,75 @@
+"""What results say of themselves, by hand."""
+
+import pytest
+
+from cedm_ray.clustering.bound import BoundResult
+from cedm_ray.search.results import StudyResult, TrialReport, TrialResult, trial_name
+
+
+def report(rung, distance, collapsed=False):
+    return TrialReport(
+        trial="c00020",
+        rung=rung,
+        images_seen=1000 * (rung + 1),
+        distance=distance,
+        num_samples=8,
+        loss=None,
+        train_s=0.0,
+        evaluate_s=0.0,
+        skipped_steps=0,
+        collapsed=collapsed,
+    )
+
+
+def trial(num_clusters, num_used=None, reports=()):
+    name = trial_name(num_clusters)
+    return TrialResult(
+        trial=name, num_clusters=num_clusters, num_used=num_used, status="running", reason="", reports=tuple(reports)
+    )
+
+
+def test_names_of_trials_sort_by_c():
+    assert trial_name(None) == "unconditional"
+    assert trial_name(2) == "c00002"
+    assert trial_name(12345) == "c12345"
+    assert sorted(map(trial_name, (100, 20, 3))) == ["c00003", "c00020", "c00100"]
+
+
+@pytest.mark.parametrize(("c", "used", "utilization"), [(20, 19, 0.95), (20, None, None), (None, None, None)])
+def test_utilization_is_the_share_of_clusters_in_use(c, used, utilization):
+    assert trial(c, used).utilization == utilization
+
+
+def test_final_is_the_last_report_with_a_usable_distance():
+    assert trial(20).final is None
+    assert trial(20, reports=[report(0, None)]).final is None
+    assert trial(20, reports=[report(0, 3.0), report(1, 2.0)]).final == report(1, 2.0)
+    assert trial(20, reports=[report(0, 3.0), report(1, None)]).final == report(0, 3.0)
+    assert trial(20, reports=[report(0, 3.0), report(1, 1.0, collapsed=True)]).final == report(0, 3.0)
+    # Zero is a distance.
+    assert trial(20, reports=[report(0, 3.0), report(1, 0.0)]).final == report(1, 0.0)
+
+
+def study(best):
+    return StudyResult(
+        name="x",
+        num_images=10,
+        image_size=8,
+        extractor="pixels",
+        metric="FD[pixels]",
+        num_samples=8,
+        rungs_kimg=(1.0,),
+        bound=BoundResult(c_max=20, alpha=0.96, censored=False, reason="", points=()),
+        trials=(trial(None), trial(20), trial(4)),
+        best=best,
+        gain=None,
+        stage_s={},
+    )
+
+
+def test_c_v_is_the_c_of_the_best_trial():
+    assert study("c00004").best_num_clusters == 4
+    assert study(None).best_num_clusters is None
+    assert study(None).trial("c00020").num_clusters == 20
+    with pytest.raises(KeyError):
+        study(None).trial("c00005")

@@ -1,0 +1,127 @@
+"""Search spaces as files: those of the repository load, and what may change on resume is exactly the resources."""
+
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from cedm_ray.config import parse_config
+from cedm_ray.errors import ConfigurationError
+from cedm_ray.search.space import FitResources, SearchSpace, TrialResources, read_space
+
+SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_search_space_of_the_repository_loads(path):
+    space = read_space(path, images="somewhere")
+    assert space.images.source == "somewhere"
+    # What a study keeps of it must survive JSON and give the same space again.
+    again = SearchSpace.from_settled(space.settled())
+    assert again.settled() == space.settled()
+
+
+def test_there_is_a_search_space_for_the_quickstart():
+    assert "digits" in [path.stem for path in SPACES]
+
+
+def write(tmp_path, text):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_space_without_images_says_how_to_name_them(tmp_path):
+    path = write(tmp_path, "name: mine\nimages: {size: 32}\n")
+    with pytest.raises(ConfigurationError, match=r"images\.source is empty") as caught:
+        read_space(path)
+    assert "--images" in caught.value.mend
+    assert read_space(path, images="folder").images == read_space(path, images="folder").images
+    assert read_space(path, images="folder").images.size == 32
+
+
+def test_images_of_the_command_line_replace_those_of_the_file_also_where_the_section_is_empty(tmp_path):
+    assert read_space(write(tmp_path, "name: a\nimages: {source: old}\n"), images="new").images.source == "new"
+    assert read_space(write(tmp_path, "name: a\nimages:\n"), images="new").images.source == "new"
+    assert read_space(write(tmp_path, "name: a\n"), images="new").images.source == "new"
+    with pytest.raises(ConfigurationError, match=r"images must be a mapping, got 'folder'"):
+        read_space(write(tmp_path, "name: a\nimages: folder\n"), images="new")
+
+
+def test_what_changes_no_result_may_change_on_resume_and_nothing_else(tiny_space):
+    def changed(**sections):
+        plain = tiny_space.model_dump(mode="json")
+        for section, values in sections.items():
+            plain[section] = {**plain[section], **values} if isinstance(values, dict) else values
+        return SearchSpace.model_validate(plain).settled()
+
+    same = tiny_space.settled()
+    assert changed(resources={"trial": {"workers": 4, "cpus": 2}, "fit": {"gpus": 0.5}}) == same
+    assert changed(images={"source": "moved"}) == same
+    assert changed(checkpoints={"every_kimg": 1, "keep": 3}) == same
+    assert changed(clustering={"head_group": 1}, training={"microbatch": 8}, sampling={"batch_size": 7}) == same
+    for other in (
+        {"seed": 4},
+        {"name": "other"},
+        {"images": {"size": 16}},
+        {"clustering": {"gamma": 0.7}},
+        {"rungs": {"reduction_factor": 3}},
+        {"evaluation": {"num_samples": 33}},
+        {"sampling": {"num_steps": 5}},
+        {"training": {"batch_size": 7}},
+    ):
+        assert changed(**other) != same
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "possible"),
+    [
+        (1, None, True),
+        (4, None, True),
+        (1, 0, True),
+        (1, 0.25, True),
+        (1, 2, True),
+        (4, 2, True),
+        (1, 1.5, False),
+        (2, 0.5, False),
+        (4, 1.5, False),
+        (1, -1, False),
+    ],
+)
+def test_a_share_of_a_gpu_is_for_one_worker_alone(workers, gpus, possible):
+    if possible:
+        assert TrialResources(workers=workers, gpus=gpus).gpus == gpus
+    else:
+        with pytest.raises(pydantic.ValidationError):
+            TrialResources(workers=workers, gpus=gpus)
+
+
+@pytest.mark.parametrize("values", [{"gpus": 1.5}, {"gpus": -0.1}, {"cpus": 0}, {"at_once": 0}])
+def test_impossible_fit_resources_are_refused(values):
+    with pytest.raises(pydantic.ValidationError):
+        FitResources(**values)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../up", "x" * 65, "<script>", "é"])
+def test_names_that_could_be_more_than_a_name_are_refused(name):
+    with pytest.raises(ConfigurationError, match="name"):
+        parse_config(SearchSpace, {"name": name, "images": {"source": "x"}}, "space.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"bound": {"alpha": 1.2}}, "bound.alpha"),
+        ({"bound": {"c_start": 1}}, "bound.c_start"),
+        ({"bound": {"c_start": 2.5}}, "bound.c_start"),
+        ({"clustering": {"gamma": 0.5}}, "clustering.gamma"),
+        ({"rungs": {"rungs_kimg": [2, 1]}}, "rungs.rungs_kimg"),
+        ({"candidates": {"low": 1}}, "candidates.low"),
+        ({"evaluation": {"num_samples": 1}}, "evaluation.num_samples"),
+        ({"checkpoints": {"keep": 1}}, "checkpoints.keep"),
+    ],
+)
+def test_values_out_of_range_are_named_with_their_key(values, key):
+    with pytest.raises(ConfigurationError, match=key.replace(".", r"\.")):
+        parse_config(SearchSpace, {"name": "a", "images": {"source": "x"}, **values}, "space.yaml")

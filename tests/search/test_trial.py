@@ -1,0 +1,246 @@
+"""A trial that is killed anywhere and begun again ends with the weights and reports of one that was not."""
+
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from cedm_ray import durable
+from cedm_ray.diffusion.train import DivergedError, TrainProgress
+from cedm_ray.errors import InputDataError, IntegrityError, StorageError
+from cedm_ray.search import trial as trial_module
+from cedm_ray.search.model import EMA_FILE, TRAINING_FILE
+from cedm_ray.search.results import Notice, TrialReport
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import FitRecord, Study
+from cedm_ray.search.trial import load_assignment, run_trial
+
+C = 4
+# Batches of 64: four progress values, then a report, at each of the two rungs; a checkpoint every 128 images.
+EVENTS = 10
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+def run(study, space, stop_after=None):
+    """The events of a trial; stop_after: how many are taken before the process dies."""
+    events, taken = run_trial(study, space, C, device="cpu"), []
+    for event in events:
+        taken.append(event)
+        if len(taken) == stop_after:
+            break
+    events.close()
+    return taken
+
+
+def reports_in(events):
+    """The reports among events, without what is a wall time or the mean of a loss since the process began."""
+    fields = ("trial", "rung", "images_seen", "distance", "num_samples", "skipped_steps", "collapsed")
+    return [tuple(getattr(e, field) for field in fields) for e in events if isinstance(e, TrialReport)]
+
+
+def final_weights(study):
+    """Every tensor of the last checkpoint, bit by bit: averaged weights, weights and the optimizer's moments."""
+    checkpoint = durable.newest_checkpoint(study.checkpoints("c00004"))
+    assert checkpoint.manifest["images_seen"] == 512
+    found = {}
+    for name, data in checkpoint.files.items():
+        tensors, _ = durable.unpack_tensors(data, name)
+        found |= {key: (array.dtype, array.shape, array.tobytes()) for key, array in tensors.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tiny_space, tmp_path_factory):
+    """(study, events) of a trial that nothing interrupted."""
+    study = Study(tmp_path_factory.mktemp("whole") / "study")
+    shutil.copytree(prepared.path, study.path)
+    return study, run(study, tiny_space)
+
+
+def test_a_trial_trains_and_reports_at_every_rung(whole, tiny_space):
+    study, events = whole
+    kinds = [type(event) for event in events]
+    assert kinds == [*[TrainProgress] * 4, TrialReport] * 2
+    assert [e.images_seen for e in events] == [64, 128, 192, 256, 256, 320, 384, 448, 512, 512]
+    first, second = study.reports("c00004")
+    assert [first, second] == [e for e in events if isinstance(e, TrialReport)]
+    assert (first.rung, second.rung) == (0, 1)
+    assert first.num_samples == second.num_samples == 32
+    assert 0 < second.distance < first.distance
+    assert first.loss == pytest.approx(np.mean([e.loss for e in events[:4]]))
+    # Two are kept.
+    assert [p.name for p in sorted(study.checkpoints("c00004").iterdir())] == ["000000000384", "000000000512"]
+
+
+@pytest.mark.parametrize("stop_after", range(1, EVENTS + 1))
+def test_killed_after_any_event_and_run_again_ends_the_same(whole, fresh, tiny_space, stop_after):
+    before = run(fresh, tiny_space, stop_after)
+    died_at = before[-1].images_seen
+    saved = durable.newest_checkpoint(fresh.checkpoints("c00004"))
+    saved_at = 0 if saved is None else saved.manifest["images_seen"]
+    # The generator had not come back from yielding the 128th image when it died: that interval is the one to repeat.
+    assert died_at - saved_at <= 128
+    after = run(fresh, tiny_space)
+    trained = [event.images_seen for event in after if isinstance(event, TrainProgress)]
+    assert trained == list(range(saved_at + 64, 513, 64))
+    assert reports_in(after) == reports_in(whole[1])
+    assert final_weights(fresh) == final_weights(whole[0])
+
+
+@pytest.mark.parametrize("rung", [0, 1])
+def test_killed_between_checkpoint_and_report_repeats_no_training(whole, fresh, tiny_space, monkeypatch, rung):
+    write_report = Study.write_report
+
+    def die(study, report):
+        if report.rung == rung:
+            raise Killed
+        write_report(study, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "write_report", die)
+        with pytest.raises(Killed):
+            run(fresh, tiny_space)
+    assert [report.rung for report in fresh.reports("c00004")] == list(range(rung))
+    after = run(fresh, tiny_space)
+    trained = [event.images_seen for event in after if isinstance(event, TrainProgress)]
+    assert trained == ([320, 384, 448, 512] if rung == 0 else [])
+    assert reports_in(after) == reports_in(whole[1])
+    assert final_weights(fresh) == final_weights(whole[0])
+
+
+def test_killed_while_a_checkpoint_is_written_falls_back_silently_to_the_one_before(
+    whole, fresh, tiny_space, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        written = Counter()
+        write_bytes = durable.write_bytes
+
+        def die(path, data):
+            written[path.name] += 1
+            # The third checkpoint's second file.
+            if path.name == TRAINING_FILE and written[TRAINING_FILE] == 3:
+                raise Killed
+            write_bytes(path, data)
+
+        patch.setattr(durable, "write_bytes", die)
+        with pytest.raises(Killed):
+            run(fresh, tiny_space)
+    after = run(fresh, tiny_space)
+    # It was never acknowledged, so there is nothing to tell.
+    assert not [event for event in after if isinstance(event, Notice)]
+    assert reports_in(after) == reports_in(whole[1])
+    assert final_weights(fresh) == final_weights(whole[0])
+
+
+@pytest.mark.parametrize("name", [EMA_FILE, TRAINING_FILE, durable.MANIFEST])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(whole, fresh, tiny_space, name):
+    run(fresh, tiny_space, stop_after=7)
+    # Dead in the middle of the second rung, with checkpoints at 256 and 384 (the seventh event came after the latter).
+    run(fresh, tiny_space, stop_after=4)
+    newest = max(fresh.checkpoints("c00004").iterdir())
+    assert newest.name == "000000000384"
+    data = bytearray((newest / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / name).write_bytes(data)
+    after = run(fresh, tiny_space)
+    (notice,) = [event for event in after if isinstance(event, Notice)]
+    assert "c00004 goes on from 000000000256 images" in notice.text
+    assert name in notice.text
+    assert reports_in(after) == reports_in(whole[1])
+    assert final_weights(fresh) == final_weights(whole[0])
+
+
+def test_a_checkpoint_damaged_behind_a_report_leaves_the_report_as_it_is(whole, fresh, tiny_space):
+    run(fresh, tiny_space, stop_after=5)
+    newest = max(fresh.checkpoints("c00004").iterdir())
+    assert newest.name == "000000000256"
+    (newest / EMA_FILE).write_bytes(b"")
+    after = run(fresh, tiny_space)
+    assert reports_in(after) == reports_in(whole[1])
+    assert final_weights(fresh) == final_weights(whole[0])
+
+
+def test_all_checkpoints_damaged_is_an_integrity_error(fresh, tiny_space):
+    run(fresh, tiny_space, stop_after=5)
+    for path in fresh.checkpoints("c00004").rglob(EMA_FILE):
+        path.write_bytes(b"x")
+    with pytest.raises(IntegrityError, match="no valid checkpoint is left"):
+        run(fresh, tiny_space)
+
+
+def test_a_finished_trial_says_its_reports_again_and_trains_nothing(whole, fresh, tiny_space, monkeypatch):
+    first = run(fresh, tiny_space)
+    monkeypatch.setattr(trial_module, "train", None)
+    assert run(fresh, tiny_space) == [event for event in first if isinstance(event, TrialReport)]
+
+
+def test_checkpoints_at_rungs_only_give_the_same_weights(whole, fresh, tiny_space):
+    plain = tiny_space.model_dump(mode="json")
+    space = SearchSpace.model_validate({**plain, "checkpoints": {"every_kimg": None}})
+    events = run(fresh, space)
+    assert reports_in(events) == reports_in(whole[1])
+    assert [p.name for p in sorted(fresh.checkpoints("c00004").iterdir())] == ["000000000256", "000000000512"]
+    assert final_weights(fresh) == final_weights(whole[0])
+
+
+def test_training_that_diverges_is_reported_without_a_distance(fresh, tiny_space, monkeypatch):
+    train = trial_module.train
+
+    def diverge(state, *arguments, **settings):
+        for progress in train(state, *arguments, **settings):
+            if progress.images_seen > 256:
+                raise DivergedError("not finite")
+            yield progress
+
+    monkeypatch.setattr(trial_module, "train", diverge)
+    events = run(fresh, tiny_space)
+    first, second = fresh.reports("c00004")
+    assert first.distance > 0
+    assert (second.distance, second.collapsed, second.loss) == (None, False, None)
+    assert events[-1] == second
+    # What diverged is not kept as a checkpoint.
+    assert max(fresh.checkpoints("c00004").iterdir()).name == "000000000256"
+
+
+def test_one_cluster_in_use_is_no_condition(fresh, tiny_space):
+    record = FitRecord(num_clusters=5, repeat=0, num_used=1, loss=0.0, seconds=0.0)
+    labels = np.full(300, 3, dtype=np.int32)
+    fresh.write_fit(record, "c00005-r0", {"labels": labels}, {"method": "temi"})
+    with pytest.raises(InputDataError, match="C = 5: all images fell into one cluster") as caught:
+        next(run_trial(fresh, tiny_space, 5, device="cpu"))
+    assert "clustering.epochs" in caught.value.mend
+
+
+def test_what_the_weights_mean_is_in_the_manifest(fresh, tiny_space):
+    labels = np.array([7, 2, 2] * 100, dtype=np.int32)
+    record = FitRecord(num_clusters=9, repeat=0, num_used=2, loss=0.0, seconds=0.0)
+    fresh.write_fit(record, "c00009-r0", {"labels": labels}, {"method": "by hand"})
+    assert load_assignment(fresh, 9).method == "by hand"
+    for event in run_trial(fresh, tiny_space, 9, device="cpu"):
+        if isinstance(event, TrialReport):
+            break
+    manifest = durable.newest_checkpoint(fresh.checkpoints("c00009")).manifest
+    assert (manifest["trial"], manifest["num_clusters"]) == ("c00009", 9)
+    assert (manifest["class_ids"], manifest["counts"]) == ([2, 7], [200, 100])
+    assert (manifest["image_size"], manifest["images_seen"]) == (8, 256)
+
+
+def test_a_full_disk_ends_the_trial_with_what_was_acknowledged_kept(whole, fresh, tiny_space, monkeypatch):
+    with monkeypatch.context() as patch:
+        save, saved = trial_module.save_checkpoint, []
+
+        def full(*arguments):
+            if len(saved) == 3:
+                raise StorageError("the storage is full")
+            saved.append(save(*arguments))
+
+        patch.setattr(trial_module, "save_checkpoint", full)
+        with pytest.raises(StorageError):
+            run(fresh, tiny_space)
+    assert durable.newest_checkpoint(fresh.checkpoints("c00004")).manifest["images_seen"] == 384
+    assert reports_in(run(fresh, tiny_space)) == reports_in(whole[1])
+    assert final_weights(fresh) == final_weights(whole[0])

@@ -1,0 +1,182 @@
+"""What is shown: bars for people, lines for logs, nothing where nothing is wanted; results on standard output."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from cedm_ray import terminal
+from cedm_ray.clustering.bound import BoundResult
+from cedm_ray.search.results import Notice, Progress, StudyResult, TrialReport, TrialResult, trial_name
+from cedm_ray.terminal import Display, answer, print_result, print_table
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(terminal, "time", clock)
+    return clock
+
+
+def display(*, quiet=False, is_terminal=False):
+    """A display that writes into memory, and its text so far."""
+    shown, file = Display(quiet=quiet), io.StringIO()
+    shown.console = Console(file=file, force_terminal=is_terminal, width=100, color_system=None)
+    return shown, file.getvalue
+
+
+def step(done, task="c00020", total=100.0, **more):
+    return Progress(task=task, done=done, total=total, unit="images", **more)
+
+
+def test_without_a_terminal_a_line_comes_every_30_seconds_with_the_time_left(clock):
+    shown, text = display()
+    with shown:
+        shown(step(0))
+        clock.now += 29
+        shown(step(20))
+        assert text() == ""
+        clock.now += 11
+        # 40 of 100 in 40 s: 60 s are left.
+        shown(step(40, detail="loss 0.5"))
+        assert text() == "c00020: 40 of 100 images, 60 s left, loss 0.5\n"
+        clock.now += 29
+        shown(step(70))
+        assert len(text().splitlines()) == 1
+
+
+def test_a_line_tells_of_all_tasks_that_run(clock):
+    shown, text = display()
+    with shown:
+        shown(step(0))
+        shown(step(0, task="c00030", total=None))
+        shown(step(5, task="done"))
+        shown(step(5, task="done", ended=True))
+        clock.now += 31
+        shown(step(1234567, task="c00030", total=None))
+    assert text() == "c00020: 0 of 100 images; c00030: 1,234,567 images\n"
+
+
+def test_a_task_that_is_begun_again_counts_from_there(clock):
+    shown, text = display()
+    with shown:
+        shown(step(80))
+        clock.now += 31
+        # A resumed run did 10 in 31 s, and 10 are left.
+        shown(step(90))
+    assert text() == "c00020: 90 of 100 images, 31 s left\n"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_notice_comes_at_once_and_as_it_is(clock, is_terminal):
+    shown, text = display(is_terminal=is_terminal)
+    with shown:
+        shown(Notice(text="left out [bold]a[/bold].png :smile: " + "x" * 200))
+        assert "left out [bold]a[/bold].png :smile: " + "x" * 200 + "\n" in text()
+
+
+def test_quiet_shows_nothing(clock):
+    for is_terminal in (False, True):
+        shown, text = display(quiet=True, is_terminal=is_terminal)
+        with shown:
+            shown(Notice(text="something"))
+            shown(step(1))
+            clock.now += 100
+            shown(step(2))
+        assert text() == ""
+
+
+def test_bars_come_and_go_with_their_tasks():
+    shown, _ = display(is_terminal=True)
+    with shown:
+        shown(step(1, task="[c]"))
+        shown(step(2, task="other", total=None))
+        shown(step(50, task="[c]", detail="loss [1]"))
+        (first, second) = shown._bars.tasks
+        assert (first.completed, first.total) == (50, 100)
+        assert (second.completed, second.total) == (2, None)
+        assert "50 of 100 images" in first.fields["detail"]
+        shown(step(1, task="[c]", ended=True))
+        shown(step(1, task="never begun", ended=True))
+        assert [task.description for task in shown._bars.tasks] == ["other"]
+
+
+def test_a_table_is_right_aligned_but_for_its_last_column(capsys):
+    print_table("title", ["C", "r_C", "how it ended"], [[2, None, "well"], [1000, 0.5, "not well"]])
+    assert capsys.readouterr().out == ("title\n   C  r_C  how it ended\n   2    –  well\n1000  0.5  not well\n")
+
+
+def trial(num_clusters, status, *distances, reason="trained", used=None):
+    name = trial_name(num_clusters)
+    reports = tuple(
+        TrialReport(
+            trial=name,
+            rung=rung,
+            images_seen=1000,
+            distance=distance,
+            num_samples=8,
+            loss=None,
+            train_s=0.0,
+            evaluate_s=0.0,
+            skipped_steps=0,
+            collapsed=False,
+        )
+        for rung, distance in enumerate(distances)
+    )
+    return TrialResult(
+        trial=name, num_clusters=num_clusters, num_used=used, status=status, reason=reason, reports=reports
+    )
+
+
+def result(best="c00004", gain=0.25, baseline=(12.0, 8.0), four=(9.0, 6.0)):
+    return StudyResult(
+        name="x",
+        num_images=10,
+        image_size=8,
+        extractor="pixels",
+        metric="FD[pixels]",
+        num_samples=1000,
+        rungs_kimg=(0.5, 1.0),
+        bound=BoundResult(c_max=8, alpha=0.96, censored=False, reason="C_max = 8: 8 of 8 used", points=()),
+        trials=(
+            trial(None, "completed", *baseline),
+            trial(4, "completed", *four, used=4),
+            trial(8, "stopped", 10.0, reason="stopped at 0.5 kimg", used=7),
+        ),
+        best=best,
+        gain=gain,
+        stage_s={},
+    )
+
+
+def test_a_result_is_the_bound_the_table_and_the_answer(capsys):
+    print_result(result())
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out == (
+        "C_max = 8: 8 of 8 used\n"
+        "\n"
+        "FD[pixels] of 1,000 samples at\n"
+        "   C  C^u    r_C  0.5 kimg  1 kimg  how it ended\n"
+        "none    –      –        12       8  trained\n"
+        "   4    4  1.000         9       6  trained  <- C_V\n"
+        "   8    7  0.875        10       –  stopped at 0.5 kimg\n"
+        "\n"
+        "C_V = 4: FD[pixels] 6, 25.0% lower than the unconditional model's 8 at the same budget.\n"
+    )
+
+
+def test_answers_without_gain_with_loss_and_without_best():
+    assert answer(result(gain=-0.5, four=(9.0, 12.0))) == (
+        "C_V = 4: FD[pixels] 12, 50.0% higher than the unconditional model's 8 at the same budget."
+    )
+    assert "no unconditional model of the same budget" in answer(result(gain=None))
+    assert answer(result(best=None, gain=None)).startswith("C_V was not found")
