@@ -23,6 +23,7 @@ lint: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 was found; install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@echo "installing into $(VENV): some 6 GB with the CUDA build of torch, which also runs on CPUs"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[test]"
 	@touch $@

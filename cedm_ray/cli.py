@@ -141,7 +141,7 @@ def train(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Train one C-EDM through all rungs, clustering its images first where need be."""
+    """Train one C-EDM through the rungs, with its clusters."""
     import dataclasses
 
     from cedm_ray.distributed.run import run_study
