@@ -1,0 +1,104 @@
+"""What the README and the templates say is true: its tree, its links, its commands, its keys."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from cedm_ray.cli import cli
+from cedm_ray.config import Config
+from cedm_ray.search.space import SearchSpace
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted(ROOT.glob("*.md"))
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"```[a-z]*\n(.*?)```", text, flags=re.DOTALL)
+
+
+def tree_paths() -> list[str]:
+    """The paths of the README's tree: indentation by four columns a level, a folder ends with a slash."""
+    (block,) = [block for block in code_blocks(README) if "cedm_ray/" in block and "errors.py" in block]
+    paths, parents = [], []
+    for line in block.splitlines():
+        name = re.match(r"[│├└─\s]*([\w./-]+)", line)
+        if name is None:
+            continue
+        depth = name.start(1) // 4
+        path = "/".join([*parents[:depth], name[1].rstrip("/")])
+        if name[1].endswith("/"):
+            parents[depth:] = [name[1].rstrip("/")]
+        paths.append(path)
+    return paths
+
+
+def test_the_tree_names_only_what_exists():
+    for path in tree_paths():
+        assert (ROOT / path).exists(), path
+
+
+def test_the_tree_names_every_file_of_the_package():
+    named = set(tree_paths())
+    for path in (ROOT / "cedm_ray").rglob("*.py"):
+        if path.name not in ("__init__.py",):
+            assert str(path.relative_to(ROOT)) in named, path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_within_the_project_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (ROOT / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_command_of_the_readme_exists_with_its_options():
+    lines = [line.strip() for block in code_blocks(README) for line in block.splitlines()]
+    commands = [line for line in lines if line.startswith("cedm-ray ")]
+    assert {line.split()[1] for line in commands} >= {"search", "sample"}
+    for line in commands:
+        verb = cli.commands[line.split()[1]]
+        known = {name for option in verb.params for name in option.opts}
+        for option in re.findall(r"(?<!\S)--?[a-z][\w-]*", line.partition("#")[0]):
+            assert option in known, f"{line}: {option}"
+
+
+def test_every_make_command_of_the_readme_is_a_target():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"make ([a-z-]+)", README))
+    assert {"quickstart", "test"} <= named <= targets
+
+
+def keys(model: type[Config], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, Config)
+        found |= keys(field.annotation, f"{prefix}{name}.") if nested else {prefix + name}
+    return found
+
+
+def flattened(value: dict, prefix: str = "") -> set[str]:
+    found = set()
+    for name, inner in value.items():
+        found |= flattened(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {prefix + name}
+    return found
+
+
+def test_the_template_has_every_key_and_comments_on_it():
+    text = (ROOT / "search_spaces/new_dataset.yaml").read_text()
+    assert flattened(yaml.safe_load(text)) == keys(SearchSpace)
+    above = ""
+    for line in text.splitlines():
+        if re.match(r"\s*\w+: \S", line):
+            assert "#" in line or above.strip().startswith("#"), f"no comment: {line}"
+        above = line
+
+
+def test_every_verb_and_option_has_a_help_text():
+    for name, verb in cli.commands.items():
+        assert verb.help, name
+        for option in verb.params:
+            assert isinstance(option, click.Argument) or option.help, f"{name} {option.name}"
