@@ -7,6 +7,7 @@ import numpy as np
 import ray
 
 from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.distributed.session import get
 from cedm_ray.distributed.tasks import choose_device
 from cedm_ray.features.extractors import open_extractor
 from cedm_ray.features.store import SHARD_ROWS, extract_shard, feature_key, merge_shards, num_shards, shard_fault
@@ -20,7 +21,7 @@ _POLL_S = 2.0
 
 @ray.remote(max_concurrency=2)
 class _ExtractionWorker:
-    """One copy of the extractor. It answers how far it is while it works; errors of ours travel as they are."""
+    """One copy of the extractor. It answers how far it is while it works."""
 
     def __init__(self, images: str, spec: str, components: int, gpus: float) -> None:
         self.images = open_image_set(Path(images))
@@ -85,9 +86,9 @@ def _extract(
             ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
             for call in ended:
                 worker = running.pop(call)
-                ray.get(call)
+                get(call)
                 start(worker)
-            done = sum(ray.get([worker.rows_done.remote() for worker in workers]))
+            done = sum(get(worker.rows_done.remote()) for worker in workers)
             show(Progress(task="features", done=done, total=total, unit="images"))
         show(Progress(task="features", done=total, total=total, unit="images", ended=True))
     finally:

@@ -16,7 +16,7 @@ import ray
 import torch
 from ray import train
 from ray.train import ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.placement_group import placement_group_table, remove_placement_group
@@ -99,7 +99,11 @@ def _work(config: dict[str, Any]) -> None:
     # A worker does its share of the arithmetic on its own cores, not on everybody's.
     torch.set_num_threads(max(1, int(space.resources.trial.cpus)))
     first = train.get_context().get_world_rank() == 0
-    for event in run_trial(study, space, task.num_clusters, device=choose_device(config["gpus"])):
+    device = choose_device(config["gpus"])
+    if device == "cuda":
+        # A worker sees the GPUs of all workers on its machine, and this one is its own.
+        device = str(get_device())
+    for event in run_trial(study, space, task.num_clusters, device=device):
         if first:
             config["queue"].put(("said", event))
 

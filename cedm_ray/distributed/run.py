@@ -17,7 +17,7 @@ from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.features import prepare_features
 from cedm_ray.distributed.nested import start_registry
-from cedm_ray.distributed.session import cluster_resources, ray_cluster
+from cedm_ray.distributed.session import cluster_resources, get, ray_cluster
 from cedm_ray.distributed.tasks import choose_device, is_nested
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
@@ -25,6 +25,7 @@ from cedm_ray.errors import TryAgainError
 from cedm_ray.features.store import open_features
 from cedm_ray.search.agenda import Goal
 from cedm_ray.search.driver import Driver
+from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import keep_model
 from cedm_ray.search.outcome import dead_end, restore, study_result
 from cedm_ray.search.prepare import prepare_images, prepare_neighbors
@@ -50,6 +51,9 @@ def run_study(study: Study, space: SearchSpace, goal: Goal, *, address: str | No
             total = cluster_resources()
             show(Notice(text=f"{len(images):,} images; Ray has {total.cpus:g} CPUs and {total.gpus:g} GPUs"))
             _prepare(study, space, images, show)
+            if goal.kind != "bound":
+                with _timed(study, "reference"):
+                    _on_a_gpu(_measure_reference, str(study.path.absolute()), space)
             _run_tasks(study, space, images, goal, show)
             if goal.kind == "search":
                 _keep_best(study, space, images, show)
@@ -158,6 +162,13 @@ def _find_neighbors(path: str, space: SearchSpace, key: str, device: str) -> lis
     return notices
 
 
+def _measure_reference(path: str, space: SearchSpace, device: str) -> None:
+    """Also finds a detector that cannot be opened before anything is trained for it."""
+    study = Study(Path(path))
+    images = open_image_set(study.images)
+    reference_statistics(study, space, images, open_detector(space, images, device))
+
+
 def _make_showcase(path: str, device: str) -> None:
     study = Study(Path(path))
     make_showcase(study, open_image_set(study.images), device)
@@ -168,7 +179,7 @@ def _on_a_gpu(function, *arguments):
     if not cluster_resources().gpus:
         return function(*arguments, "cpu")
     task = ray.remote(num_cpus=1, num_gpus=1)(_call_on_device)
-    return ray.get(task.remote(function, arguments))
+    return get(task.remote(function, arguments))
 
 
 def _call_on_device(function, arguments):

@@ -7,11 +7,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import Any
 
 import ray
-from ray.exceptions import RaySystemError
+from ray.exceptions import RaySystemError, RayTaskError
 
-from cedm_ray.errors import ConfigurationError, TryAgainError
+from cedm_ray.errors import CedmError, ConfigurationError, TryAgainError
 from cedm_ray.search.driver import Resources
 
 _CONNECT_S = 5.0
@@ -64,6 +65,16 @@ def cluster_resources() -> Resources:
     """What the connected cluster holds in all."""
     found = ray.cluster_resources()
     return Resources(cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0))
+
+
+def get(call: Any) -> Any:
+    """ray.get, with an error of ours raised as it was raised there: Ray's wrapping of it loses how to mend it."""
+    try:
+        return ray.get(call)
+    except RayTaskError as error:
+        if isinstance(error.cause, CedmError):
+            raise error.cause from error
+        raise
 
 
 def _check_reachable(address: str) -> None:

@@ -30,6 +30,24 @@ def test_a_failed_trial_is_data(cluster, space, study, shown):
     assert "image_size must be" in study.failures()["unconditional"]
 
 
+def test_a_detector_that_is_not_there_is_named_before_anything_is_trained(cluster, space, study, shown, tmp_path):
+    missing = space.evaluation.model_copy(update={"detector": str(tmp_path / "missing.pt")})
+    with pytest.raises(InputDataError, match=r"missing\.pt"):
+        run.run_study(
+            study, space.model_copy(update={"evaluation": missing}), Goal(kind="trial"), address=None, show=shown.append
+        )
+    assert study.trials() == []
+
+
+def test_an_extractor_that_is_not_there_is_named_with_what_mends_it(cluster, space, study, shown, tmp_path):
+    missing = space.features.model_copy(update={"extractor": str(tmp_path / "missing.pt")})
+    with pytest.raises(InputDataError, match=r"missing\.pt") as caught:
+        run.run_study(
+            study, space.model_copy(update={"features": missing}), Goal(kind="bound"), address=None, show=shown.append
+        )
+    assert caught.value.mend
+
+
 def test_a_second_driver_is_refused_before_it_touches_anything(space, study, shown):
     with durable.exclusive_lock(study.lock), pytest.raises(LockedError, match="in use by process"):
         run.run_study(study, space, Goal(kind="bound"), address=None, show=shown.append)

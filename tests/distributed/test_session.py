@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from cedm_ray.distributed.session import cluster_resources, ray_cluster
-from cedm_ray.errors import ConfigurationError
+from cedm_ray.distributed.session import cluster_resources, get, ray_cluster
+from cedm_ray.errors import ConfigurationError, InputDataError
 from cedm_ray.search.driver import Resources
 
 
@@ -38,6 +38,16 @@ def test_an_open_connection_is_used_and_left(cluster):
     with ray_cluster():
         assert cluster_resources() == Resources(cpus=4, gpus=0)
     assert cluster.is_initialized()
+
+
+def test_an_error_of_ours_arrives_with_what_mends_it(cluster):
+    @cluster.remote
+    def fail():
+        raise InputDataError("it is broken", mend="mend it so")
+
+    with pytest.raises(InputDataError, match="it is broken") as caught:
+        get(fail.remote())
+    assert caught.value.mend == "mend it so"
 
 
 def test_what_the_user_has_set_for_ray_stays():
