@@ -78,6 +78,9 @@ def search(space: Path, study: Path, images: str | None, address: str | None, qu
     if result.best is None:
         raise NoUsableResultError("no trial inside the bound has a usable distance", mend="see the table's last column")
     if any(trial.status == "failed" for trial in result.trials):
+        click.echo(
+            f"some trials failed; to try them again, remove their records in {place.path / 'failures'}", err=True
+        )
         raise click.exceptions.Exit(SOME_TRIALS_FAILED)
 
 
@@ -155,9 +158,10 @@ def train(
     with Display(quiet=quiet) as show:
         run_study(place, read, goal, address=address, show=show)
     name = trial_name(num_clusters)
-    failures = place.failures()
-    if text := failures.get(name) or failures.get(f"{name}-r0"):
-        raise NoUsableResultError(f"{name} failed: {text}")
+    for task in (name, f"{name}-r0"):
+        if (text := place.failures().get(task)) is not None:
+            mend = f"mend the cause, then remove {place.path / 'failures' / task}.json and run the command again"
+            raise NoUsableResultError(f"{task} failed: {text}", mend=mend)
     reports = place.reports(name)
     *_, end = (decision for decision in place.decisions() if decision.trial == name)
     if as_json:
@@ -296,6 +300,7 @@ def main() -> None:
     try:
         # click makes the context; this mapping outlives it, so that the end of the command can be written down.
         code = cli.main(standalone_mode=False, obj=context) or 0
+        text = "done" if code == 0 else "finished, and some trials failed"
     except CedmError as error:
         code, text = error.exit_code, str(error)
         _explain(error, debug=context.get("debug", False))
@@ -306,6 +311,9 @@ def main() -> None:
         code, text = 128 + signal.SIGINT, "interrupted; everything acknowledged is saved"
     except _Terminated:
         code, text = 128 + signal.SIGTERM, "terminated; everything acknowledged is saved"
+    except (BrokenPipeError, SystemExit):
+        # Whoever read our output has left; the work itself is done.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends.
     except Exception as error:
         code, text = 1, f"{type(error).__name__}: {error}"
         traceback.print_exc()

@@ -84,6 +84,8 @@ def storage_error(error: OSError, path: Path, needed_bytes: int) -> StorageError
         free = shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free
         reason = f"the storage is full: {needed_bytes:,} bytes needed, {free:,} free"
     mend = "make room or mount the storage, then run the same command again: everything acknowledged is kept"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        mend = "something else is in the way: name another path"
     return StorageError(f"cannot write {path.absolute()}: {reason}", mend=mend)
 
 
@@ -146,7 +148,7 @@ def read_record(path: Path) -> dict[str, Any]:
     if not intact:
         raise IntegrityError(
             f"{path} was acknowledged and is damaged ({len(text):,} bytes, checksum does not match)",
-            mend=f"restore it from a backup, or remove it to have its work done again: rm {path}",
+            mend="restore it from a backup, or begin another study",
         )
     return data
 

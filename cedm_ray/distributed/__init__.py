@@ -19,6 +19,8 @@ ENVIRONMENT = {
     # Tune would otherwise create trials one at a time and leave free slots idle in between.
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
     "TUNE_WARN_THRESHOLD_S": "10",
+    # Tasks stay in the folder they were started in: all paths that they are given are absolute.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -8,7 +8,7 @@ import ray
 
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.session import get
-from cedm_ray.distributed.tasks import choose_device
+from cedm_ray.distributed.tasks import choose_device, located
 from cedm_ray.features.extractors import open_extractor
 from cedm_ray.features.store import SHARD_ROWS, extract_shard, feature_key, merge_shards, num_shards, shard_fault
 from cedm_ray.search.driver import Resources
@@ -68,28 +68,38 @@ def _extract(
 ) -> None:
     gpus = 1.0 if cluster.gpus >= 1 else 0.0
     count = min(len(missing), int(cluster.gpus if gpus else cluster.cpus) or 1)
-    arguments = (str(study.images.absolute()), space.features.extractor, space.features.pixel_components, gpus)
+    config = located(space).features
+    arguments = (str(study.images.absolute()), config.extractor, config.pixel_components, gpus)
     workers: list[Any] = [_ExtractionWorker.options(num_cpus=1, num_gpus=gpus).remote(*arguments) for _ in range(count)]
     waiting = list(missing)
-    running = {}
+    shards: dict[Any, Any] = {}
+    questions = {worker.rows_done.remote(): worker for worker in workers}
+    rows: dict[Any, int] = {}
 
-    def start(worker: Any) -> None:
+    def hand_shard_to(worker: Any) -> None:
         if waiting:
-            call = worker.run.remote(str(folder.absolute()), waiting.pop(0), space.features.batch_size)
-            running[call] = worker
+            call = worker.run.remote(str(folder.absolute()), waiting.pop(0), config.batch_size)
+            shards[call] = worker
 
-    for worker in workers:
-        start(worker)
     total = min(num_images, len(missing) * SHARD_ROWS)
     try:
-        while running:
-            ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
-            for call in ended:
-                worker = running.pop(call)
-                get(call)
-                start(worker)
-            done = sum(get(worker.rows_done.remote()) for worker in workers)
-            show(Progress(task="features", done=done, total=total, unit="images"))
+        while shards or waiting:
+            # A worker gets its first shard once it has answered: one that finds no place holds up nothing.
+            calls = [*shards, *questions]
+            answered, _ = ray.wait(calls, num_returns=len(calls), timeout=_POLL_S)
+            for call in answered:
+                if call in shards:
+                    get(call)
+                    hand_shard_to(shards.pop(call))
+                    continue
+                worker = questions.pop(call)
+                new = worker not in rows
+                rows[worker] = get(call)
+                if new:
+                    hand_shard_to(worker)
+            asked = set(questions.values())
+            questions.update({worker.rows_done.remote(): worker for worker in rows if worker not in asked})
+            show(Progress(task="features", done=sum(rows.values()), total=total, unit="images"))
         show(Progress(task="features", done=total, total=total, unit="images", ended=True))
     finally:
         for worker in workers:

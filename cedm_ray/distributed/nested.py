@@ -23,6 +23,7 @@ from ray.util.placement_group import placement_group_table, remove_placement_gro
 from ray.util.queue import Empty, Queue
 
 from cedm_ray.distributed.tasks import choose_device, read_task, task_config
+from cedm_ray.errors import CedmError
 from cedm_ray.search.agenda import TrainTask
 from cedm_ray.search.driver import needs
 from cedm_ray.search.space import SearchSpace
@@ -103,9 +104,16 @@ def _work(config: dict[str, Any]) -> None:
     if device == "cuda":
         # A worker sees the GPUs of all workers on its machine, and this one is its own.
         device = str(get_device())
-    for event in run_trial(study, space, task.num_clusters, device=device):
-        if first:
-            config["queue"].put(("said", event))
+        torch.cuda.set_device(device)
+    try:
+        for event in run_trial(study, space, task.num_clusters, device=device):
+            if first:
+                config["queue"].put(("said", event))
+    except (CedmError, ValueError, ArithmeticError) as error:
+        if not first:
+            raise
+        # Told as it is: as an error of the run it would arrive as the text of a traceback.
+        config["queue"].put(("refused", error))
 
 
 def nested_trial(study: Study, space: SearchSpace, task: TrainTask, *, key: str) -> Iterator[Any]:
@@ -159,6 +167,8 @@ def nested_trial(study: Study, space: SearchSpace, task: TrainTask, *, key: str)
                 controller = value
             elif kind == "said":
                 yield value
+            elif kind == "refused":
+                raise value
             elif kind == "failed":
                 raise RuntimeError(value)
             else:

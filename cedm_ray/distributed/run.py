@@ -18,10 +18,10 @@ from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.features import prepare_features
 from cedm_ray.distributed.nested import start_registry
 from cedm_ray.distributed.session import cluster_resources, get, ray_cluster
-from cedm_ray.distributed.tasks import choose_device, is_nested
+from cedm_ray.distributed.tasks import choose_device, is_nested, located
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
-from cedm_ray.errors import TryAgainError
+from cedm_ray.errors import ConfigurationError, TryAgainError
 from cedm_ray.features.store import open_features
 from cedm_ray.search.agenda import Goal
 from cedm_ray.search.driver import Driver
@@ -42,6 +42,8 @@ def run_study(study: Study, space: SearchSpace, goal: Goal, *, address: str | No
     Raises the errors of `errors.py`.
     """
     with _driving(study, space, show) as images:
+        if (goal.num_clusters or 0) > len(images):
+            raise ConfigurationError(f"C must not exceed the {len(images):,} images, got {goal.num_clusters}")
         agenda, _ = restore(study, space, len(images), goal)
         if (error := dead_end(study, agenda)) is not None:
             raise error
@@ -53,7 +55,7 @@ def run_study(study: Study, space: SearchSpace, goal: Goal, *, address: str | No
             _prepare(study, space, images, show)
             if goal.kind != "bound":
                 with _timed(study, "reference"):
-                    _on_a_gpu(_measure_reference, str(study.path.absolute()), space)
+                    _on_a_gpu(_measure_reference, str(study.path.absolute()), located(space))
             _run_tasks(study, space, images, goal, show)
             if goal.kind == "search":
                 _keep_best(study, space, images, show)
@@ -153,7 +155,11 @@ def _keep_best(study: Study, space: SearchSpace, images: ImageSet, show: Show) -
 def _unkept_best(study: Study, space: SearchSpace, images: ImageSet) -> bool:
     """Whether the search is over and its best model still lies only among the trial's checkpoints."""
     result = study_result(study, space, images)
-    return result is not None and result.best is not None and not study.showcase.exists()
+    if result is None or result.best is None:
+        return False
+    manifest = study.best / durable.MANIFEST
+    kept = manifest.exists() and durable.read_record(manifest)["trial"] == result.best
+    return not (kept and study.showcase.exists())
 
 
 def _find_neighbors(path: str, space: SearchSpace, key: str, device: str) -> list[Notice]:

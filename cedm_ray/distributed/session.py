@@ -10,12 +10,13 @@ from importlib.metadata import version
 from typing import Any
 
 import ray
-from ray.exceptions import RaySystemError, RayTaskError
+from ray.exceptions import RayError, RaySystemError, RayTaskError
 
 from cedm_ray.errors import CedmError, ConfigurationError, TryAgainError
 from cedm_ray.search.driver import Resources
 
 _CONNECT_S = 5.0
+_AGAIN = "run the same command again: it continues where it stopped"
 _OBJECT_STORE_BYTES = 200_000_000
 
 
@@ -34,13 +35,19 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address == "local":
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"Ray cannot be started on this machine: {error}",
+                mend="Ray writes its token to the home folder: make that writable, or set RAY_AUTH_TOKEN_PATH",
+            ) from error
     else:
         _check_reachable(address)
         try:
@@ -56,7 +63,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     try:
         yield
     except RaySystemError as error:
-        raise TryAgainError(f"the Ray cluster went away: {error}", mend="run the same command again") from error
+        raise TryAgainError(f"the Ray cluster went away: {error}", mend=_AGAIN) from error
     finally:
         ray.shutdown()
 
@@ -75,6 +82,8 @@ def get(call: Any) -> Any:
         if isinstance(error.cause, CedmError):
             raise error.cause from error
         raise
+    except RayError as error:
+        raise TryAgainError(f"a process or a machine of the cluster was lost: {error}", mend=_AGAIN) from error
 
 
 def _check_reachable(address: str) -> None:

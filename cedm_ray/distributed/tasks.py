@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from cedm_ray.features.extractors import absolute_spec
 from cedm_ray.search.agenda import FitTask, Task, TrainTask
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
@@ -14,11 +15,18 @@ def task_config(study: Study, space: SearchSpace, task: Task, gpus: float) -> di
     """A task in plain values. gpus: GPUs, or the share of one, that the process which runs it holds."""
     config = {
         "study": str(study.path.absolute()),
-        "space": space.model_dump(mode="json"),
+        "space": located(space).model_dump(mode="json"),
         "num_clusters": task.num_clusters,
         "gpus": gpus,
     }
     return config | ({"repeat": task.repeat} if isinstance(task, FitTask) else {})
+
+
+def located(space: SearchSpace) -> SearchSpace:
+    """The space with paths that can be opened from any folder: a task does not run where the command was given."""
+    features = space.features.model_copy(update={"extractor": absolute_spec(space.features.extractor)})
+    evaluation = space.evaluation.model_copy(update={"detector": absolute_spec(space.evaluation.detector)})
+    return space.model_copy(update={"features": features, "evaluation": evaluation})
 
 
 def read_task(config: dict[str, Any]) -> tuple[Study, SearchSpace, Task]:

@@ -52,7 +52,11 @@ class StudyTask(tune.Trainable):
                     return said
         except (CedmError, ValueError, ArithmeticError) as error:
             # The same input gives the same error: a second attempt would only cost time.
-            return {"failure": str(error), "failure_code": getattr(error, "exit_code", 1), "done": True}
+            return {
+                "failure": str(error) or type(error).__name__,
+                "failure_code": getattr(error, "exit_code", 1),
+                "done": True,
+            }
         return said | {"done": True}
 
     def cleanup(self) -> None:

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 
 from cedm_ray.distributed.nested import reap
 from cedm_ray.distributed.tasks import is_nested, task_config
-from cedm_ray.errors import StorageError
+from cedm_ray.errors import CedmError, StorageError
 from cedm_ray.search.agenda import TrainTask
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.results import Notice, Progress, TrialReport
@@ -65,7 +65,12 @@ class DriverScheduler(_Unpickled, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "rung" not in result:
             return TrialScheduler.STOP if self.driver.over else TrialScheduler.CONTINUE
-        decision = self.driver.judge(TrialReport(**{name: result[name] for name in _REPORT_FIELDS}))
+        try:
+            decision = self.driver.judge(TrialReport(**{name: result[name] for name in _REPORT_FIELDS}))
+        except CedmError as error:
+            # Tune would turn it into the text of a traceback.
+            self.driver.fatal = error
+            return TrialScheduler.STOP
         return TrialScheduler.CONTINUE if decision.status == "running" else TrialScheduler.STOP
 
 
@@ -90,16 +95,22 @@ class DriverNews(_Unpickled, tune.Callback):
         self._reap(trial)
         name = self.searcher.names[trial.trial_id]
         result = trial.last_result or {}
-        if "failure" not in result:
-            self.driver.end(name)
-            return
-        full = result["failure_code"] == StorageError.exit_code
-        self.driver.fail(name, result["failure"], fatal=StorageError(result["failure"]) if full else None)
+        full = result.get("failure_code") == StorageError.exit_code
+        try:
+            if "failure" in result:
+                self.driver.fail(name, result["failure"], fatal=StorageError(result["failure"]) if full else None)
+            else:
+                self.driver.end(name)
+        except CedmError as error:
+            self.driver.fatal = error
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._reap(trial)
-        text = str(trial.get_error() or "its process died").strip().splitlines()[-1]
-        self.driver.fail(self.searcher.names[trial.trial_id], text)
+        lines = str(trial.get_error() or "").strip().splitlines() or ["its process died"]
+        try:
+            self.driver.fail(self.searcher.names[trial.trial_id], lines[-1])
+        except CedmError as error:
+            self.driver.fatal = error
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._reap(trial)

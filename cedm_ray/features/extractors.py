@@ -86,7 +86,7 @@ def open_extractor(
     if spec == "dinov2":
         return _open_timm(DINOV2_MODEL, name, images.size, device, img_size=224)
     if _is_path(spec):
-        return _open_torchscript(Path(spec).expanduser().absolute(), name, images.size, device)
+        return _open_torchscript(Path(absolute_spec(spec)), name, images.size, device)
     return _open_timm(spec, name, images.size, device)
 
 
@@ -107,6 +107,11 @@ def distance_name(spec: str) -> str:
     FID means Inception-v3 and FDD means DINOv2 ViT-L, nothing else does.
     """
     return {"inception": "FID", "dinov2": "FDD"}.get(spec) or f"FD[{extractor_name(spec)}]"
+
+
+def absolute_spec(spec: str) -> str:
+    """`spec` as it can be opened from any folder: a path made absolute, any other word as it is."""
+    return str(Path(spec).expanduser().absolute()) if _is_path(spec) else spec
 
 
 def _is_path(spec: str) -> bool:

@@ -141,7 +141,7 @@ class Driver:
 
     def fail(self, name: str, text: str, *, fatal: CedmError | None = None) -> None:
         """A task failed for good. `fatal`: an error that no other task would survive either, such as a full disk."""
-        del self.live[name]
+        self.live.pop(name, None)
         self._show(Progress(task=name, done=1, total=1, unit="", ended=True))
         self._show(Notice(text=f"{name} failed: {text}"))
         if fatal is not None:

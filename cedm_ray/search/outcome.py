@@ -16,9 +16,11 @@ def restore(study: Study, space: SearchSpace, num_images: int, goal: Goal) -> tu
     Raises IntegrityError where the decisions that were taken are not those that the same records give.
     """
     asha = Asha(space.rungs)
+    # Decisions first: another process may be writing, and a decision's report is always there before it.
+    decisions = study.decisions()
     reports = [report for trial in study.trials() for report in study.reports(trial)]
     try:
-        asha.replay(reports, study.decisions())
+        asha.replay(reports, decisions)
     except ValueError as error:
         raise IntegrityError(f"{study.path}: {error}") from None
     agenda = Agenda(goal=goal, bound=space.bound, grid=space.candidates, seed=space.seed, num_images=num_images)
@@ -73,7 +75,7 @@ def _trial_result(study: Study, name: str, decisions: tuple[Decision, ...], fits
     judged = {decision.rung for decision in own}
     num_clusters = None if name == UNCONDITIONAL else int(name.removeprefix("c"))
     fit = fits.get(f"{name}-r0")
-    failure = failures.get(name) or failures.get(f"{name}-r0")
+    failure = failures.get(name, failures.get(f"{name}-r0"))
     if failure is not None:
         status, reason = "failed", failure
     elif own:

@@ -22,6 +22,7 @@ Only this file names them. SSSS are sequence numbers; the order of a study's rec
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ import numpy as np
 
 from cedm_ray import durable
 from cedm_ray.errors import ConfigurationError, IntegrityError
-from cedm_ray.search.results import Decision, TrialReport
+from cedm_ray.search.results import UNCONDITIONAL, Decision, TrialReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +129,8 @@ class Study:
         """The configuration that the study was begun with. Raises ConfigurationError where there is no study."""
         try:
             return durable.read_record(self.path / "space.json")
-        except FileNotFoundError:
-            mend = "cedm-ray search SPACE --study " + str(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            mend = "give the folder of a study; cedm-ray search SPACE --study FOLDER begins one"
             raise ConfigurationError(f"{self.path.absolute()} is not a study", mend=mend) from None
 
     # Records -------------------------------------------------------------------------------------------------
@@ -158,7 +159,8 @@ class Study:
 
     def trials(self) -> list[str]:
         """Names of all trials that left anything."""
-        return [path.name for path in _listing(self.path / "trials", "*") if path.is_dir()]
+        found = [path.name for path in _listing(self.path / "trials", "*") if path.is_dir()]
+        return [name for name in found if re.fullmatch(rf"{UNCONDITIONAL}|c\d{{5,}}", name)]
 
     def write_decision(self, decision: Decision) -> None:
         path = self.path / "decisions" / f"{decision.sequence:06d}.json"

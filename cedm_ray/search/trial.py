@@ -18,7 +18,7 @@ from cedm_ray.data.order import TrainingOrder
 from cedm_ray.diffusion.augment import NUM_LABELS
 from cedm_ray.diffusion.sample import sample
 from cedm_ray.diffusion.train import DivergedError, TrainProgress, TrainState, train
-from cedm_ray.errors import InputDataError
+from cedm_ray.errors import InputDataError, IntegrityError
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.statistics import FeatureStatistics
 from cedm_ray.search.agenda import FitTask
@@ -75,6 +75,11 @@ def run_trial(
             yield recorded[rung]
             continue
         rung_images = round(rung_kimg * 1000)
+        if state.images_seen >= rung_images + space.training.batch_size:
+            raise IntegrityError(
+                f"{meaning.trial} has no report at {rung_kimg:g} kimg and is already at {state.images_seen:,} images",
+                mend="restore the report from a backup, or begin another study",
+            )
         started, losses, diverged = time.monotonic(), [], False
         while state.images_seen < rung_images and not diverged:
             until = min(rung_images, _next_checkpoint(space, state.images_seen))

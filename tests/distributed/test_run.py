@@ -48,6 +48,12 @@ def test_an_extractor_that_is_not_there_is_named_with_what_mends_it(cluster, spa
     assert caught.value.mend
 
 
+def test_more_clusters_than_images_are_refused_before_ray_is_asked(space, study, shown):
+    with pytest.raises(ConfigurationError, match="must not exceed the 300 images, got 5000"):
+        run.run_study(study, space, Goal(kind="trial", num_clusters=5000), address=None, show=shown.append)
+    assert study.failures() == {}
+
+
 def test_a_second_driver_is_refused_before_it_touches_anything(space, study, shown):
     with durable.exclusive_lock(study.lock), pytest.raises(LockedError, match="in use by process"):
         run.run_study(study, space, Goal(kind="bound"), address=None, show=shown.append)

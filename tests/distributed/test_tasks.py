@@ -19,6 +19,15 @@ def test_a_task_arrives_as_it_was_sent(space, study, task):
     assert found_study.path == study.path.absolute()
 
 
+def test_a_relative_path_of_weights_arrives_absolute(space, study, tmp_path, monkeypatch):
+    """A task does not run in the folder where the command was given."""
+    monkeypatch.chdir(tmp_path)
+    evaluation = space.evaluation.model_copy(update={"detector": "./detector.pt"})
+    sent = task_config(study, space.model_copy(update={"evaluation": evaluation}), TrainTask(num_clusters=None), 0.0)
+    assert sent["space"]["evaluation"]["detector"] == str(tmp_path / "detector.pt")
+    assert sent["space"]["features"]["extractor"] == "pixels"
+
+
 def test_without_a_gpu_everything_runs_on_the_cpu():
     assert choose_device(0.0) == "cpu"
 

@@ -99,6 +99,21 @@ def test_a_reported_failure_reaches_the_driver_and_a_full_disk_is_fatal(study, s
     assert (verb, name, text, type(fatal)) == ("fail", "c00004", "the text", kind)
 
 
+def test_an_error_of_ours_in_a_hook_ends_the_search_and_not_in_a_traceback(study, space, shown, monkeypatch):
+    driver = FakeDriver(study, space)
+
+    def full(*arguments):
+        raise StorageError("the storage is full")
+
+    monkeypatch.setattr(driver, "judge", full)
+    monkeypatch.setattr(driver, "end", full)
+    assert DriverScheduler(driver).on_trial_result(None, None, dataclasses.asdict(REPORT)) == TrialScheduler.STOP
+    assert isinstance(driver.fatal, StorageError)
+    driver.fatal = None
+    news(driver, shown).on_trial_complete(1, [], SimpleNamespace(trial_id="t", last_result={"done": True}))
+    assert isinstance(driver.fatal, StorageError)
+
+
 def test_a_lost_process_is_told_by_its_last_line(study, space, shown):
     driver = FakeDriver(study, space)
     trial = SimpleNamespace(trial_id="t", get_error=lambda: "Traceback ...\nActorDiedError: killed")
