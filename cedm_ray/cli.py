@@ -62,19 +62,15 @@ def cli(context: click.Context, debug: bool) -> None:
 def search(space: Path, study: Path, images: str | None, address: str | None, quiet: bool, as_json: bool) -> None:
     """Find C_max and C_V, train the best model and write the report."""
     from cedm_ray.distributed.run import run_study
-    from cedm_ray.report.publish import publish, result_json
+    from cedm_ray.report.publish import publish
     from cedm_ray.search.agenda import Goal
-    from cedm_ray.terminal import Display, print_result
+    from cedm_ray.terminal import Display
 
     place, read = _open(space, study, images)
     with Display(quiet=quiet) as show:
         found = run_study(place, read, Goal(kind="search"), address=address, show=show)
     result = publish(place, read, found)
-    if as_json:
-        click.echo(json.dumps(result_json(result), indent=2))
-    else:
-        print_result(result)
-        click.echo(f"Report: {place.report.absolute()}")
+    _print_study(place, result, as_json)
     if result.best is None:
         raise NoUsableResultError("no trial inside the bound has a usable distance", mend="see the table's last column")
     if any(trial.status == "failed" for trial in result.trials):
@@ -160,8 +156,7 @@ def train(
     name = trial_name(num_clusters)
     for task in (name, f"{name}-r0"):
         if (text := place.failures().get(task)) is not None:
-            mend = f"mend the cause, then remove {place.path / 'failures' / task}.json and run the command again"
-            raise NoUsableResultError(f"{task} failed: {text}", mend=mend)
+            raise NoUsableResultError(f"{task} failed: {text}", mend=place.how_to_retry(task))
     reports = place.reports(name)
     *_, end = (decision for decision in place.decisions() if decision.trial == name)
     if as_json:
@@ -233,13 +228,20 @@ def evaluate(study: Path, num: int | None, trial: str | None, quiet: bool, as_js
 def report(study: Path, as_json: bool) -> None:
     """Print the result of a study and write its page anew."""
     from cedm_ray.data.image_set import open_image_set
-    from cedm_ray.report.publish import publish, result_json
-    from cedm_ray.terminal import print_result
+    from cedm_ray.report.publish import publish
 
     place, space = _open_finished(study)
     result = publish(place, space, open_image_set(place.images))
     if result is None:
         raise NoUsableResultError(f"{study} has no bound yet", mend="run cedm-ray search SPACE --study again")
+    _print_study(place, result, as_json)
+
+
+def _print_study(place, result, as_json: bool) -> None:
+    """The result of a study and where its page is, or the result alone as JSON."""
+    from cedm_ray.report.publish import result_json
+    from cedm_ray.terminal import print_result
+
     if as_json:
         click.echo(json.dumps(result_json(result), indent=2))
     else:

@@ -3,6 +3,8 @@ callback that brings it news. Each only translates. Tune pickles them into its o
 nothing of ours goes in there.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from ray import tune
@@ -18,6 +20,15 @@ from cedm_ray.search.results import Notice, Progress, TrialReport
 
 HEAD_SHARE = {"node:__internal_head__": 0.001}
 _REPORT_FIELDS = tuple(TrialReport.__dataclass_fields__)
+
+
+@contextlib.contextmanager
+def _errors_end(driver: Driver) -> Iterator[None]:
+    """An error of ours in one of Tune's hooks ends the search as itself; Tune would make a traceback's text of it."""
+    try:
+        yield
+    except CedmError as error:
+        driver.fatal = error
 
 
 class _Unpickled:
@@ -65,13 +76,10 @@ class DriverScheduler(_Unpickled, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "rung" not in result:
             return TrialScheduler.STOP if self.driver.over else TrialScheduler.CONTINUE
-        try:
+        with _errors_end(self.driver):
             decision = self.driver.judge(TrialReport(**{name: result[name] for name in _REPORT_FIELDS}))
-        except CedmError as error:
-            # Tune would turn it into the text of a traceback.
-            self.driver.fatal = error
-            return TrialScheduler.STOP
-        return TrialScheduler.CONTINUE if decision.status == "running" else TrialScheduler.STOP
+            return TrialScheduler.CONTINUE if decision.status == "running" else TrialScheduler.STOP
+        return TrialScheduler.STOP
 
 
 class DriverNews(_Unpickled, tune.Callback):
@@ -96,21 +104,17 @@ class DriverNews(_Unpickled, tune.Callback):
         name = self.searcher.names[trial.trial_id]
         result = trial.last_result or {}
         full = result.get("failure_code") == StorageError.exit_code
-        try:
+        with _errors_end(self.driver):
             if "failure" in result:
                 self.driver.fail(name, result["failure"], fatal=StorageError(result["failure"]) if full else None)
             else:
                 self.driver.end(name)
-        except CedmError as error:
-            self.driver.fatal = error
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._reap(trial)
         lines = str(trial.get_error() or "").strip().splitlines() or ["its process died"]
-        try:
+        with _errors_end(self.driver):
             self.driver.fail(self.searcher.names[trial.trial_id], lines[-1])
-        except CedmError as error:
-            self.driver.fatal = error
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._reap(trial)

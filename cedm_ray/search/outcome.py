@@ -40,8 +40,8 @@ def dead_end(study: Study, agenda: Agenda) -> NoUsableResultError | None:
     if task is None:
         return None
     failure = study.failures()[task.name]
-    mend = f"mend the cause, then remove {study.path / 'failures' / task.name}.json and run the command again"
-    return NoUsableResultError(f"the bound cannot be found without C = {task.num_clusters}: {failure}", mend=mend)
+    message = f"the bound cannot be found without C = {task.num_clusters}: {failure}"
+    return NoUsableResultError(message, mend=study.how_to_retry(task.name))
 
 
 def study_result(study: Study, space: SearchSpace, images: ImageSet) -> StudyResult | None:

@@ -179,6 +179,10 @@ class Study:
         found = _listing(self.path / "failures", "*.json")
         return {path.stem: durable.read_record(path)["text"] for path in found}
 
+    def how_to_retry(self, task: str) -> str:
+        """What the user does to have a task that failed tried again."""
+        return f"mend the cause, then remove {self.path / 'failures' / task}.json and run the command again"
+
     def write_timing(self, stage: str, seconds: float) -> None:
         """Record the wall seconds that a stage took in one run."""
         self._append("timings", 4, {"stage": stage, "seconds": round(seconds, 3)})
