@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from cedm_ray import cli as door
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.durable import newest_checkpoint
 from cedm_ray.features.extractors import open_extractor
@@ -187,3 +189,26 @@ def done(finished, tmp_path) -> Study:
     """A copy of the finished study."""
     shutil.copytree(finished.path, tmp_path / "done")
     return Study(tmp_path / "done")
+
+
+class Ended(BaseException):
+    """Stands for os._exit: nothing of ours catches it."""
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Call the door as a shell would; (exit code, standard output, standard error)."""
+
+    def exit_with(code):
+        raise Ended(code)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cedm-ray", *map(str, arguments)])
+        monkeypatch.setattr(door.os, "_exit", exit_with)
+        monkeypatch.setattr(door.signal, "signal", lambda *_: None)
+        capfd.readouterr()
+        with pytest.raises(Ended) as ended:
+            door.main()
+        return (ended.value.args[0], *capfd.readouterr())
+
+    return call

@@ -20,6 +20,7 @@ LAYERS = {
     "distributed": 4,
     "report": 4,
     "terminal": 5,
+    "verbs": 5,
     "cli": 5,
 }
 REFUSED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager", "managers", "types"}

@@ -1,0 +1,61 @@
+"""What several verbs share: options, how a study is opened, how values are printed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+
+def options(*names: str) -> Callable:
+    """Options that several verbs share."""
+    known = {
+        "study": click.option("--study", required=True, type=click.Path(path_type=Path), help="Folder of the study."),
+        "images": click.option("--images", metavar="PATH", help="Folder or zip of images; replaces images.source."),
+        "address": click.option(
+            "--address", metavar="HOST:PORT", help="Ray cluster to use; default: $RAY_ADDRESS, else this machine."
+        ),
+        "quiet": click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
+        "json": click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        "trial": click.option("--trial", metavar="NAME", help="Trial, such as c00020; default: the best model."),
+    }
+
+    def decorate(function: Callable) -> Callable:
+        for name in reversed(names):
+            function = known[name](function)
+        return function
+
+    return decorate
+
+
+def open_study(space: Path, study: Path, images: str | None):
+    """The study and its space for a verb that drives it; notes the study for exit.json."""
+    from cedm_ray.search.space import read_space
+    from cedm_ray.search.study import Study
+
+    place = Study(study)
+    read = read_space(space, images=images)
+    click.get_current_context().find_root().obj["study"] = place
+    return place, read
+
+
+def open_finished(study: Path):
+    """An existing study and the space that it was begun with, for a verb that only reads."""
+    from cedm_ray.search.space import SearchSpace
+    from cedm_ray.search.study import Study
+
+    place = Study(study)
+    return place, SearchSpace.from_settled(place.settled())
+
+
+def short(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
+
+
+def print_one(values: dict, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(values, indent=2))
+        return
+    width = max(len(name) for name in values)
+    for name, value in values.items():
+        click.echo(f"{name:<{width}}  {value}")
