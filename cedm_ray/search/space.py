@@ -82,6 +82,12 @@ class SearchSpace(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
+    @property
+    def rung_sampling(self) -> SampleConfig:
+        """The sampler at rungs: `sampling`, with evaluation.num_steps where that is set."""
+        steps = self.evaluation.num_steps
+        return self.sampling if steps is None else self.sampling.model_copy(update={"num_steps": steps})
+
     def settled(self) -> dict[str, Any]:
         """What a study must keep when it is resumed: all but what changes no result (resources, checkpoints, and how
         much is computed at once) and the place of the images, whose content has a digest of its own."""

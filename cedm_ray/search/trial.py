@@ -121,7 +121,7 @@ def _measure(
     batches = sample(
         state.ema,
         own_share(space.evaluation.seeds),
-        config=space.sampling,
+        config=space.rung_sampling,
         image_size=meaning.image_size,
         counts=np.asarray(meaning.counts, dtype=np.int64) if meaning.counts else None,
         device=state.device,
