@@ -129,7 +129,7 @@ def import_images(config: ImagesConfig, folder: Path) -> Generator[ImportProgres
             "name": re.sub(r"[^A-Za-z0-9._-]", "-", source.name)[:64],
             "num_images": shape[0],
             "size": shape[2],
-            "digest": _digest(shape, pixels_sha256),
+            "digest": pixels_digest(shape, pixels_sha256),
             "pixels_sha256": pixels_sha256,
             "index_sha256": sha256_file(folder / INDEX),
             "num_refused": len(source) - shape[0],
@@ -145,7 +145,8 @@ def import_images(config: ImagesConfig, folder: Path) -> Generator[ImportProgres
     return open_image_set(folder)
 
 
-def _digest(shape: tuple[int, ...], pixels_sha256: str) -> str:
+def pixels_digest(shape: tuple[int, ...], pixels_sha256: str) -> str:
+    """The digest of a set of shape [N, 3, S, S] whose bytes, image after image, have this SHA-256."""
     return digest({"shape": list(shape), "dtype": "uint8", "pixels_sha256": pixels_sha256})
 
 

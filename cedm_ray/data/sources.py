@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -43,8 +43,9 @@ _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 class Source(Protocol):
     """An ordered stream of images. `len` is the number of items; iterating yields SourceImage or Refusal.
 
-    name: short, for people. location: absolute path, or the name of what is built in. fingerprint: changes whenever
-    the images may have changed (names, sizes, times or CRCs, and the settings of decoding); it costs no decoding.
+    `at` yields those at some places of `files`, so that several processes can each read a share. name: short, for
+    people. location: absolute path, or the name of what is built in. fingerprint: changes whenever the images may have
+    changed (names, sizes, times or CRCs, and the settings of decoding); it costs no decoding. refused: when listed.
     Iterating raises InputDataError where one image forbids to go on: not square without a crop, or of another side
     than those before it where `images.size` is None.
     """
@@ -52,8 +53,12 @@ class Source(Protocol):
     name: str
     location: str
     fingerprint: str
+    files: Sequence
+    refused: tuple[Refusal, ...]
 
     def __len__(self) -> int: ...
+
+    def at(self, positions: Iterable[int]) -> Iterator[SourceImage | Refusal]: ...
 
     def __iter__(self) -> Iterator[SourceImage | Refusal]: ...
 
@@ -154,9 +159,13 @@ class FolderSource:
 
     def __iter__(self) -> Iterator[SourceImage | Refusal]:
         yield from self.refused
+        yield from self.at(range(len(self.files)))
+
+    def at(self, positions: Iterable[int]) -> Iterator[SourceImage | Refusal]:
+        """The files at these places of `files`, in this order."""
         root = Path(self.location)
-        contents = ((name, _read_file(name, root / path)) for name, path in self.files)
-        yield from _decode_stream(contents, self.config)
+        chosen = (self.files[position] for position in positions)
+        yield from _decode_stream(((name, _read_file(name, root / path)) for name, path in chosen), self.config)
 
 
 def _list_folder(root: Path, config: ImagesConfig) -> FolderSource:
@@ -249,9 +258,13 @@ class ZipSource:
 
     def __iter__(self) -> Iterator[SourceImage | Refusal]:
         yield from self.refused
+        yield from self.at(range(len(self.files)))
+
+    def at(self, positions: Iterable[int]) -> Iterator[SourceImage | Refusal]:
+        """The members at these places of `files`, in this order."""
         with _open_zip(Path(self.location)) as archive:
-            contents = ((name, _read_member(archive, name)) for name in self.files)
-            yield from _decode_stream(contents, self.config)
+            chosen = (self.files[position] for position in positions)
+            yield from _decode_stream(((name, _read_member(archive, name)) for name in chosen), self.config)
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
@@ -354,6 +367,7 @@ class DigitsSource:
     name: str = "digits"
     location: str = DIGITS
     fingerprint: str = field(init=False)
+    refused: tuple[Refusal, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fingerprint", _fingerprint(self.config, [DIGITS]))
@@ -361,9 +375,18 @@ class DigitsSource:
     def __len__(self) -> int:
         return NUM_DIGITS
 
+    @property
+    def files(self) -> range:
+        """The numbers of the pictures."""
+        return range(NUM_DIGITS)
+
     def __iter__(self) -> Iterator[SourceImage | Refusal]:
+        yield from self.at(self.files)
+
+    def at(self, positions: Iterable[int]) -> Iterator[SourceImage | Refusal]:
+        """The pictures of these numbers, in this order."""
         from sklearn.datasets import load_digits
 
         greys = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
-        pictures = ((f"digits/{index:04d}", Image.fromarray(grey)) for index, grey in enumerate(greys))
+        pictures = ((f"digits/{index:04d}", Image.fromarray(greys[index])) for index in positions)
         yield from _decode_stream(pictures, self.config)
