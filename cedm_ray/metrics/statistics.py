@@ -20,6 +20,22 @@ import torch
 from torch import Tensor
 
 
+def check_features(features: Tensor, name: str = "features", *, at_least: int = 0) -> None:
+    """Raise ValueError unless `features` is [B, D] of a floating type, finite, with D >= 1 and B >= `at_least`.
+
+    One NaN would silently spoil whatever is computed from all of them. name: what the message calls them.
+    """
+    if features.ndim != 2 or features.shape[1] < 1:
+        raise ValueError(f"{name} must have the shape [B, D], got {list(features.shape)}")
+    if len(features) < at_least:
+        raise ValueError(f"{name} must hold at least {at_least} images, got {len(features)}")
+    if not features.is_floating_point():
+        raise ValueError(f"{name} must be of a floating type, got {features.dtype}")
+    bad_rows = ~torch.isfinite(features).all(dim=1)
+    if bad_rows.any():
+        raise ValueError(f"{name} must be finite, got NaN or infinity in {int(bad_rows.sum())} of {len(features)}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FeatureStatistics:
     """The sums over the features x of a set of images; `a + b` are the sums over both sets.
@@ -55,15 +71,7 @@ class FeatureStatistics:
 
         Raises ValueError where a feature is NaN or infinite: one such image would silently spoil all others.
         """
-        if features.ndim != 2 or features.shape[1] < 1:
-            raise ValueError(f"features must have the shape [B, D], got {list(features.shape)}")
-        if not features.is_floating_point():
-            raise ValueError(f"features must be of a floating type, got {features.dtype}")
-        bad_rows = ~torch.isfinite(features).all(dim=1)
-        if bad_rows.any():
-            raise ValueError(
-                f"features must be finite, got NaN or infinity in {int(bad_rows.sum())} of {len(features)}"
-            )
+        check_features(features)
         exact = features.detach().to(torch.float64)
         return cls(count=len(exact), sum=exact.sum(dim=0), outer=exact.T @ exact)
 
