@@ -7,6 +7,7 @@
       features/KEY/            features of one extractor                    extraction
       neighbors.safetensors    nearest neighbours                           driver
       references/KEY.safetensors  feature statistics of the training set    driver
+      references/KEY-rows-R.*  features of a sample of it                   evaluate
       fits/cCCCCC-rR.*         one TEMI fit: its tensors, then its record   the fit
       candidates.json          the C to train, in their order               driver
       trials/NAME/reports/     one record a rung                            the trial
@@ -15,6 +16,7 @@
       failures/TASK.json       a task whose attempts all failed, and why    driver
       timings/SSSS.json        wall seconds of a stage                      driver
       best/                    the kept model                               driver
+      evaluations/NAME-DIGEST.json  what `evaluate` measured of a model      evaluate
       result.json results.csv report.html samples.png                       driver, made anew from the records
       ray/                     Ray's own files: a cache, never read back
 
@@ -69,8 +71,12 @@ class Study:
     def neighbors(self) -> Path:
         return self.path / "neighbors.safetensors"
 
+    @property
+    def references(self) -> Path:
+        return self.path / "references"
+
     def reference(self, key: str) -> Path:
-        return self.path / "references" / f"{key[:16]}.safetensors"
+        return self.references / f"{key[:16]}.safetensors"
 
     def fit(self, name: str) -> Path:
         """The tensors of a fit: `labels` int32 [N] and the best head's parameters."""
@@ -182,6 +188,18 @@ class Study:
     def how_to_retry(self, task: str) -> str:
         """What the user does to have a task that failed tried again."""
         return f"mend the cause, then remove {self.path / 'failures' / task}.json and run the command again"
+
+    def write_evaluation(self, name: str, key: str, evaluation: Mapping[str, Any]) -> None:
+        """Record what was measured of the model NAME. key: digest of what was asked for."""
+        durable.write_record(self._evaluation(name, key), evaluation)
+
+    def evaluation(self, name: str, key: str) -> dict[str, Any] | None:
+        """What was measured when the same was asked before; None where it never was."""
+        path = self._evaluation(name, key)
+        return durable.read_record(path) if path.exists() else None
+
+    def _evaluation(self, name: str, key: str) -> Path:
+        return self.path / "evaluations" / f"{name}-{key[:16]}.json"
 
     def write_timing(self, stage: str, seconds: float) -> None:
         """Record the wall seconds that a stage took in one run."""

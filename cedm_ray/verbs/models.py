@@ -1,4 +1,4 @@
-"""The verbs of one generative model: train, sample, evaluate."""
+"""The verbs of one generative model: train, sample."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cedm_ray.errors import ConfigurationError, NoUsableResultError
-from cedm_ray.verbs.options import open_finished, open_study, options, print_one, short
+from cedm_ray.verbs.options import open_finished, open_study, options, short
 
 
 @click.command()
@@ -89,20 +89,6 @@ def sample(
     for path in (grid, out):
         if path is not None:
             click.echo(path.absolute())
-
-
-@click.command()
-@click.argument("study", type=click.Path(path_type=Path))
-@click.option("--num", type=click.IntRange(min=2), help="Images to generate; default: evaluation.num_samples.")
-@options("trial", "quiet", "json")
-def evaluate(study: Path, num: int | None, trial: str | None, quiet: bool, as_json: bool) -> None:
-    """Measure a trained model of a study against the training images."""
-    from cedm_ray.search.measure import evaluate_model
-    from cedm_ray.terminal import Display
-
-    place, space = open_finished(study)
-    with Display(quiet=quiet) as show:
-        print_one(evaluate_model(place, space, trial, num, show=show), as_json)
 
 
 def _seeds(text: str) -> range:

@@ -1,0 +1,107 @@
+"""An evaluation over a cluster: plain actors, each with its own copy of the networks, that do units in turns.
+
+Whoever does a unit forms the same batches, and the parts are handed on in the order of the units, so that the number of
+workers changes nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+
+from cedm_ray.distributed.session import cluster_resources, get, ray_cluster
+from cedm_ray.distributed.tasks import choose_device
+from cedm_ray.search.gathering import Part, Work, Worker
+from cedm_ray.search.results import Progress, Show
+
+_POLL_S = 2.0
+
+
+@ray.remote(max_concurrency=2)
+class _EvaluationWorker:
+    """One copy of the networks. It answers how far it is while it works."""
+
+    def __init__(self, work: Work, gpus: float) -> None:
+        self.worker = Worker(work, choose_device(gpus))
+        self.done = 0
+
+    def run(self, unit: tuple[int, int]) -> tuple[Part, ...]:
+        """Do one unit."""
+        before, parts = self.done, ()
+        for said in self.worker.run(unit):
+            if isinstance(said, tuple):
+                parts = said
+            else:
+                self.done = before + said
+        return parts
+
+    def images_done(self) -> int:
+        """Images that it has put through its networks, all its units together."""
+        return self.done
+
+
+def run_on_cluster(address: str | None, *, workers: int | None = None) -> Callable[[Work, Show], Iterator]:
+    """A Runner that does the units of a work on a Ray cluster.
+
+    address: as `ray_cluster`. workers: how many processes; None = one for every GPU of the cluster, or for every core
+    where there is none, but no more than there are units.
+    """
+
+    def run(work: Work, show: Show) -> Iterator[tuple[Part, ...]]:
+        with ray_cluster(address):
+            yield from _run(work, workers, show)
+
+    return run
+
+
+def _run(work: Work, workers: int | None, show: Show) -> Iterator[tuple[Part, ...]]:
+    cluster = cluster_resources()
+    gpus = 1.0 if cluster.gpus >= 1 else 0.0
+    count = min(len(work.units), workers or int(cluster.gpus if gpus else cluster.cpus) or 1)
+    actors: list[Any] = [_EvaluationWorker.options(num_cpus=1, num_gpus=gpus).remote(work, gpus) for _ in range(count)]
+    waiting = list(enumerate(work.units))
+    # A worker gets its first unit once it has answered: one that finds no place holds up nothing.
+    questions = {actor.images_done.remote(): actor for actor in actors}
+    calls: dict[Any, tuple[Any, int]] = {}
+    images: dict[Any, int] = {}
+    early: dict[int, tuple[Part, ...]] = {}
+    due, total = 0, work.num_sets * work.num_images
+
+    def hand_unit_to(actor: Any) -> None:
+        # Not far ahead of what is due, so that parts which came early stay few.
+        if waiting and waiting[0][0] < due + 2 * count:
+            index, unit = waiting.pop(0)
+            calls[actor.run.remote(unit)] = (actor, index)
+        else:
+            idle.append(actor)
+
+    idle: list[Any] = []
+    try:
+        while due < len(work.units):
+            pending = [*calls, *questions]
+            answered, _ = ray.wait(pending, num_returns=1, timeout=_POLL_S)
+            for call in answered:
+                if call in questions:
+                    actor = questions.pop(call)
+                    new = actor not in images
+                    images[actor] = get(call)
+                    if new:
+                        hand_unit_to(actor)
+                    continue
+                actor, index = calls.pop(call)
+                early[index] = get(call)
+                hand_unit_to(actor)
+                asked = set(questions.values())
+                if actor not in asked:
+                    questions[actor.images_done.remote()] = actor
+            show(Progress(task=work.task, done=sum(images.values()), total=total, unit="images"))
+            while due in early:
+                yield early.pop(due)
+                due += 1
+            for actor in idle[:]:
+                idle.remove(actor)
+                hand_unit_to(actor)
+        show(Progress(task=work.task, done=total, total=total, unit="images", ended=True))
+    finally:
+        for actor in actors:
+            ray.kill(actor)

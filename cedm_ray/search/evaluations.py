@@ -1,0 +1,141 @@
+"""evaluate: any generator's images, or a study's model, held against a reference by any number of measures.
+
+A model is measured on several disjoint sets of seeds, and the scatter over the sets is the error of its numbers. What
+was measured of a study's model is kept in the study as a record, so that the same question is answered from there.
+
+Shapes: n generated images of a set, N reference images, D feature width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cedm_ray.features.extractors import Extractor
+from cedm_ray.metrics.frechet import frechet_reference
+from cedm_ray.search.gathering import BATCH, MAX_ROWS, FileImages, Keep, Network, Runner, gather
+from cedm_ray.search.references import Moments, all_features, training_features
+from cedm_ray.search.requests import Plan, Request, settle
+from cedm_ray.search.results import Notice, Show
+from cedm_ray.search.scores import Score, names
+from cedm_ray.search.values import Material, is_collapsed, values
+
+
+def evaluate(request: Request, *, cache: Path, run: Runner, show: Show) -> dict[str, Any]:
+    """Do what is asked for, or find it among the study's records. Returns plain values, see `_tell`.
+
+    cache: the user's folder for statistics of references outside a study. run: does the work, here or on a cluster.
+    Raises ConfigurationError for a request that contradicts itself, InputDataError for images that cannot be used.
+    """
+    plan = settle(request, cache=cache, show=show)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    opened = {network: plan.open(network, device) for network in plan.keeps}
+    key = plan.key(opened)
+    if plan.model is not None and (known := plan.home.study.evaluation(plan.name, key)) is not None:
+        return known
+    material = _gather(plan, opened, run, show)
+    told = _tell(plan, _scores(plan, opened, material), material)
+    if told["collapsed"]:
+        show(Notice(text=f"the images of {plan.name} are all alike: no number of them is a result"))
+    if plan.model is not None:
+        plan.home.study.write_evaluation(plan.name, key, told)
+    return told
+
+
+def _gather(plan: Plan, opened: dict[Network, Extractor], run: Runner, show: Show) -> Material:
+    """Put all images through their networks: the reference first, which may be on disk already."""
+    material = Material()
+    for network, keep in _reference_keeps(plan).items():
+        if isinstance(plan.reference, Moments):
+            material.factors[network] = plan.reference.factor(opened[network].dim)
+            continue
+        summary = plan.reference.summary(network, opened[network], keep, run, show)
+        if summary.statistics is not None:
+            material.factors[network] = frechet_reference(summary.statistics)
+        material.rows[network] = summary.rows
+    by_kind = {kind: _networks(plan, kind) for kind in ("unconditional", "auroc", "copies", "frechet")}
+    for network in by_kind["auroc"] | by_kind["copies"]:
+        material.training[network] = _training_features(plan, network, opened[network], run, show)
+    material.sets = _sets(plan, "samples", plan.subject, plan.keeps, run, show)
+    if plan.unconditional is not None:
+        subject = plan.images_of(plan.unconditional, plan.unconditional.meaning.trial)
+        keeps = {network: Keep(statistics=True) for network in by_kind["unconditional"]}
+        material.unconditional = _sets(plan, "unconditional", subject, keeps, run, show)
+    if plan.versus is not None:
+        keeps = {network: Keep(blocks=True) for network in by_kind["frechet"]}
+        subject = plan.images_of(plan.versus, plan.request.versus)
+        material.versus = _sets(plan, plan.versus.meaning.trial, subject, keeps, run, show)
+    if plan.test is not None:
+        keeps = {network: Keep(rows=MAX_ROWS) for network in by_kind["auroc"]}
+        subject = FileImages(path=str(Path(plan.request.test).expanduser().absolute()), batch_size=BATCH)
+        (found,) = gather(plan.work("test images", subject, keeps, num=len(plan.test)), run, show)
+        material.test = {network: summary.rows for network, summary in zip(keeps, found, strict=True)}
+    return material
+
+
+def _sets(plan: Plan, task: str, subject, keeps: dict[Network, Keep], run: Runner, show: Show) -> list[dict]:
+    work = plan.work(task, subject, keeps, num=plan.num, sets=plan.sets)
+    return [dict(zip(keeps, found, strict=True)) for found in gather(work, run, show)]
+
+
+def _networks(plan: Plan, kind: str) -> set[Network]:
+    return {plan.networks[measure.word] for measure in plan.measures if measure.kind == kind}
+
+
+def _reference_keeps(plan: Plan) -> dict[Network, Keep]:
+    """What is kept of the reference, by network."""
+    found: dict[Network, Keep] = {}
+    for measure in plan.measures:
+        if measure.of_reference != Keep():
+            network = plan.networks[measure.word]
+            found[network] = found.get(network, Keep()) | measure.of_reference
+    return found
+
+
+def _training_features(plan: Plan, network: Network, extractor: Extractor, run: Runner, show: Show):
+    """The features of all reference images, float32 [N, D]: those of a study are kept there."""
+    if plan.reference.fitted_on is None:
+        return all_features(plan.reference, network, run, show)
+    return training_features(plan.reference, extractor, show)
+
+
+def _scores(plan: Plan, opened: dict[Network, Extractor], material: Material) -> list[Score]:
+    scores = []
+    for measure in plan.measures:
+        network = plan.networks[measure.word]
+        columns = values(measure, network, material)
+        for name, column in zip(names(measure, network), columns, strict=True):
+            errors = tuple(error for _, error in column)
+            scores.append(
+                Score(
+                    metric=name,
+                    detector=opened[network].name,
+                    key=opened[network].key,
+                    values=tuple(value for value, _ in column),
+                    errors=None if None in errors else errors,
+                    images=min(plan.num, measure.keep.rows or plan.num),
+                )
+            )
+    return scores
+
+
+def _tell(plan: Plan, scores: list[Score], material: Material) -> dict[str, Any]:
+    """The result in plain values.
+
+    name, num_clusters, images_seen, sampling: of the model, the last three None for files. num_samples: images of each
+    set. seeds: first and last of each set. scores: see `Score.to_json`. collapsed: whether the images are all alike.
+    """
+    meaning = plan.model.meaning if plan.model is not None else None
+    first = plan.first_seed if meaning else 0
+    starts = [first + number * plan.num for number in range(plan.sets)]
+    return {
+        "name": plan.name,
+        "num_clusters": meaning.num_clusters if meaning else None,
+        "images_seen": plan.model.images_seen if meaning else None,
+        "sampling": meaning.sampling.model_dump(mode="json") if meaning else None,
+        "num_samples": plan.num,
+        "seeds": [[start, start + plan.num - 1] for start in starts] if meaning else None,
+        "reference": {"name": plan.reference.name, "digest": plan.reference.digest, "images": plan.reference.count},
+        "scores": [score.to_json() for score in scores],
+        "collapsed": any(is_collapsed(network, material) for network in plan.keeps),
+    }

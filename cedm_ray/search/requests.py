@@ -1,0 +1,269 @@
+"""What is asked of an evaluation, and the plan that it becomes: everything settled and checked, nothing computed.
+
+A request leaves most things open; the study of the model, else that of the reference, closes them.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from cedm_ray.config import digest
+from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.data.stored_images import StoredImages, open_stored
+from cedm_ray.errors import ConfigurationError, InputDataError
+from cedm_ray.features.extractors import Extractor, absolute_spec
+from cedm_ray.search.gathering import BATCH, FileImages, Keep, ModelImages, Network, Subject, Work, open_network
+from cedm_ray.search.model import TrainedModel, find_model
+from cedm_ray.search.references import Moments, Reference, files_reference, is_moments, study_reference
+from cedm_ray.search.results import UNCONDITIONAL, Show
+from cedm_ray.search.scores import Measure, choose, network_of
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
+
+SETS = 3
+"""Disjoint sets of seeds that a model is measured on unless told otherwise, as the paper does."""
+
+DEFAULT_DETECTOR = "inception"
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked for.
+
+    source: a study, or a folder, zip or npz of images. reference: likewise, or an npz of moments; None = the training
+    images of the study. metrics: words of `scores.MEASURES`; empty = the Fréchet distance of the detector. trial: of
+    the study, None = the best. num: images of each set; None = evaluation.final_samples of the study. sets: disjoint
+    sets of seeds, None = 3; files are one set. detector: None = the study's, or inception. weights: (word, file) of
+    networks; the word None means the detector. versus: a trial of the same study whose distance is compared. test:
+    images that AUROC compares with.
+    """
+
+    source: str
+    reference: str | None = None
+    metrics: tuple[str, ...] = ()
+    trial: str | None = None
+    num: int | None = None
+    sets: int | None = None
+    detector: str | None = None
+    weights: tuple[tuple[str | None, str], ...] = ()
+    versus: str | None = None
+    test: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """The study whose settings hold where a request leaves them open."""
+
+    study: Study
+    space: SearchSpace
+    images: ImageSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A request with everything settled.
+
+    networks: that of each measure, by its word. model: what is measured, None where it is files. name: of either.
+    image_size: side of its images. num: images of a set. sets: how many. versus: the model it is compared with.
+    unconditional: where a measure compares with it. test: what AUROC compares with.
+    """
+
+    request: Request
+    home: Home | None
+    measures: tuple[Measure, ...]
+    networks: dict[str, Network]
+    reference: Reference | Moments
+    model: TrainedModel | None
+    name: str
+    image_size: int
+    num: int
+    sets: int
+    versus: TrainedModel | None
+    unconditional: TrainedModel | None
+    test: StoredImages | None
+
+    @property
+    def first_seed(self) -> int:
+        return self.home.space.evaluation.first_seed
+
+    @property
+    def keeps(self) -> dict[Network, Keep]:
+        """What is kept of the generated images, by network."""
+        found: dict[Network, Keep] = {}
+        for measure in self.measures:
+            network, keep = self.networks[measure.word], measure.keep
+            if self.versus is not None and measure.kind == "frechet":
+                keep = keep | Keep(blocks=True)
+            found[network] = found.get(network, Keep()) | keep
+        return found
+
+    @property
+    def subject(self) -> Subject:
+        """What is measured, as a worker opens it."""
+        if self.model is None:
+            return FileImages(path=_absolute(self.request.source), batch_size=BATCH)
+        return self.images_of(self.model, self.request.trial)
+
+    def images_of(self, model: TrainedModel, trial: str | None) -> ModelImages:
+        """A model's images of the plan's seeds. trial: what it was found by, None = the best."""
+        return ModelImages(
+            study=str(self.home.study.path.absolute()),
+            trial=trial,
+            images_seen=model.images_seen,
+            first_seed=self.first_seed,
+            batch_size=model.meaning.sampling.batch_size,
+        )
+
+    def work(self, task: str, subject: Subject, keeps: dict[Network, Keep], *, num: int, sets: int = 1) -> Work:
+        """A work with the plan's networks."""
+        return Work(
+            task=task,
+            subject=subject,
+            num_sets=sets,
+            num_images=num,
+            networks=tuple(keeps),
+            keeps=tuple(keeps.values()),
+            fitted_on=self.reference.fitted_on,
+            image_size=self.image_size,
+            pixel_components=self.reference.pixel_components,
+        )
+
+    def open(self, network: Network, device: str) -> Extractor:
+        """Open a network, for its key and so that missing weights are found before any work begins."""
+        return open_network(network, self.work("", self.subject, {}, num=2), device)
+
+    def key(self, opened: dict[Network, Extractor]) -> str:
+        """The digest of all that the result depends on."""
+        return digest(
+            {
+                "schema": _SCHEMA,
+                "models": [_model_digest(model) for model in (self.model, self.versus, self.unconditional)],
+                "seeds": [self.first_seed if self.home else 0, self.num, self.sets],
+                "reference": self.reference.digest,
+                "test": None if self.test is None else self.test.fingerprint,
+                "measures": [[measure.word, opened[self.networks[measure.word]].key] for measure in self.measures],
+            }
+        )
+
+
+def settle(request: Request, *, cache: Path, show: Show) -> Plan:
+    """Open everything but the networks, and refuse what cannot be done.
+
+    cache: the user's folder for what is computed of references outside a study. Raises ConfigurationError for a request
+    that contradicts itself, InputDataError for images that cannot be used.
+    """
+    source = Study(Path(request.source))
+    compared = Study(Path(request.reference)) if request.reference is not None else source
+    home = _home(source) if source.exists else _home(compared) if compared.exists else None
+    detector = request.detector or (home.space.evaluation.detector if home else DEFAULT_DETECTOR)
+    measures = choose(request.metrics or ("fd",), detector=detector, is_given=request.detector is not None)
+    extractor = home.space.features.extractor if home else detector
+    weights = {word or detector: _absolute(file) for word, file in request.weights}
+    chosen = {"detector": absolute_spec(detector), "extractor": absolute_spec(extractor)}
+    networks = {measure.word: network_of(measure, **chosen, weights=weights) for measure in measures}
+    if unused := set(weights) - {network.spec.partition(":")[0] for network in networks.values()}:
+        raise ConfigurationError(f"--weights names {', '.join(sorted(unused))}, which no metric asked for uses")
+    kinds = {measure.kind for measure in measures}
+    model = find_model(source, request.trial, "cpu", show) if source.exists else None
+    _check_model(request, kinds, model)
+    reference = _reference(request, compared, home, cache)
+    test = None
+    if "auroc" in kinds:
+        if request.test is None:
+            what = "auroc compares with images that the model was not trained on"
+            raise ConfigurationError(what, mend="name them: --test IMAGES")
+        test = open_stored(request.test)
+    images = open_stored(request.source) if model is None else None
+    plan = Plan(
+        request=request,
+        home=home,
+        measures=measures,
+        networks=networks,
+        reference=reference,
+        model=model,
+        name=images.name if images is not None else model.meaning.trial,
+        image_size=images.size if images is not None else model.meaning.image_size,
+        num=len(images) if images is not None else request.num or home.space.evaluation.final_samples,
+        sets=1 if images is not None else request.sets or SETS,
+        versus=None if request.versus is None else find_model(source, request.versus, "cpu", show),
+        unconditional=find_model(source, UNCONDITIONAL, "cpu", show) if "unconditional" in kinds else None,
+        test=test,
+    )
+    _check_images(plan)
+    return plan
+
+
+def _home(study: Study) -> Home:
+    space = SearchSpace.from_settled(study.settled())
+    return Home(study=study, space=space, images=open_image_set(study.images))
+
+
+def _reference(request: Request, compared: Study, home: Home | None, cache: Path) -> Reference | Moments:
+    if compared.exists:
+        own = home if home is not None and home.study == compared else _home(compared)
+        features = own.space.features
+        components, batch_size = features.pixel_components, features.batch_size
+        return study_reference(compared, own.images, pixel_components=components, batch_size=batch_size)
+    if request.reference is None:
+        raise ConfigurationError(
+            f"{request.source} is not a study, so there is nothing to compare its images with",
+            mend="name it: --reference with images, a study (cedm-ray search SPACE --study begins one), or mu and sigma",
+        )
+    if is_moments(request.reference):
+        return Moments.open(request.reference)
+    return files_reference(_absolute(request.reference), cache, batch_size=BATCH)
+
+
+def _check_model(request: Request, kinds: set[str], model: TrainedModel | None) -> None:
+    """Refuse what needs a model of a study, or a conditional one, where there is none."""
+    if model is None:
+        for option, value in (("--trial", request.trial), ("--num", request.num), ("--sets", request.sets)):
+            if value is not None:
+                raise ConfigurationError(f"{option} is for a study's models, and {request.source} is not a study")
+    conditional = model is not None and model.meaning.num_clusters is not None
+    if "unconditional" in kinds and not conditional:
+        raise ConfigurationError("ufd and ufid compare a conditional model of a study with its unconditional one")
+    if "msp" in kinds and not conditional:
+        raise ConfigurationError("msp needs the clustering head of a conditional model of a study")
+    if request.versus is not None:
+        if model is None:
+            raise ConfigurationError(f"--versus compares two models of a study, and {request.source} is not a study")
+        if "frechet" not in kinds:
+            raise ConfigurationError("--versus compares Fréchet distances", mend="add fd to --metrics")
+
+
+def _check_images(plan: Plan) -> None:
+    """Refuse images that cannot be compared, and a reference that has none where a measure needs them."""
+    reference = plan.reference
+    if isinstance(reference, Moments):
+        for measure in plan.measures:
+            if measure.needs_reference_images:
+                raise ConfigurationError(
+                    f"{measure.word} needs the reference's images, and {reference.name} holds mu and sigma only",
+                    mend="give the images themselves, or a study, as --reference",
+                )
+    for what, size in (
+        (f"the reference {reference.name}", reference.image_size),
+        ("--test", plan.test.size if plan.test is not None else None),
+    ):
+        if size is not None and size != plan.image_size:
+            raise InputDataError(
+                f"the images of {plan.name} have a side of {plan.image_size} pixels, those of {what} of {size}",
+                mend="bring them to one size first: a detector sees the difference in sharpness",
+            )
+
+
+def _model_digest(model: TrainedModel | None) -> str | None:
+    """SHA-256 (hex) over what a model samples from."""
+    if model is None:
+        return None
+    hasher = hashlib.sha256(digest(model.meaning.to_json()).encode())
+    for name, tensor in sorted(model.denoiser.state_dict().items()):
+        hasher.update(name.encode())
+        hasher.update(tensor.cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

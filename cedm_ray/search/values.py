@@ -1,0 +1,81 @@
+"""The values of measures, from what was gathered of images. One function a kind of measure, and no other decision.
+
+Every function gives columns: for each name of its measure one (value, standard error or None) a set.
+
+Shapes: n generated images of a set, N reference images, D feature width, R kept rows, B blocks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from cedm_ray.metrics.frechet import ReferenceFactor, collapsed, frechet_distance
+from cedm_ray.metrics.kernel import kernel_distance
+from cedm_ray.search.gathering import Network, Summary
+from cedm_ray.search.scores import Measure
+
+Column = list[tuple[float, float | None]]
+
+_KERNEL_SUBSET = 1000
+
+
+@dataclass(slots=True, kw_only=True)
+class Material:
+    """What was gathered, by network.
+
+    sets: of the generated images, set by set. factors: of the reference. rows: of the reference's sample, float32
+    [R, D]. unconditional, versus: as `sets`, of the other model. test: rows of the test images. training: features of
+    all training images, float32 [N, D]. head: rows to the clustering head's logits [R, C].
+    """
+
+    sets: list[dict[Network, Summary]] = field(default_factory=list)
+    factors: dict[Network, ReferenceFactor] = field(default_factory=dict)
+    rows: dict[Network, np.ndarray] = field(default_factory=dict)
+    unconditional: list[dict[Network, Summary]] = field(default_factory=list)
+    versus: list[dict[Network, Summary]] = field(default_factory=list)
+    test: dict[Network, np.ndarray] = field(default_factory=dict)
+    training: dict[Network, np.ndarray] = field(default_factory=dict)
+    head: Callable[[np.ndarray], torch.Tensor] | None = None
+
+
+def values(measure: Measure, network: Network, material: Material) -> list[Column]:
+    """The columns of a measure, one for each of its names."""
+    return _KINDS[measure.kind](network, material)
+
+
+def is_collapsed(network: Network, material: Material) -> bool:
+    """Whether the images of some set are all alike, as the network sees them; False where it has no statistics."""
+    factor = material.factors.get(network)
+    found = [summaries[network].statistics for summaries in material.sets if network in summaries]
+    return factor is not None and any(total is not None and collapsed(total, factor) for total in found)
+
+
+def _frechet(network: Network, material: Material) -> list[Column]:
+    factor = material.factors[network]
+    return [[(frechet_distance(found[network].statistics, factor), None) for found in material.sets]]
+
+
+def _kernel(network: Network, material: Material) -> list[Column]:
+    reference = torch.from_numpy(material.rows[network])
+    column: Column = []
+    for found in material.sets:
+        rows = torch.from_numpy(found[network].rows)
+        size = min(_KERNEL_SUBSET, len(rows), len(reference))
+        result = kernel_distance(rows, reference, subset_size=size)
+        column.append((result.value, result.standard_error))
+    return [column]
+
+
+def _unconditional(network: Network, material: Material) -> list[Column]:
+    pairs = zip(material.sets, material.unconditional, strict=True)
+    return [[(frechet_distance(found[network].statistics, other[network].statistics), None) for found, other in pairs]]
+
+
+_KINDS: dict[str, Any] = {
+    "frechet": _frechet,
+    "kernel": _kernel,
+    "unconditional": _unconditional,
+}

@@ -1,0 +1,138 @@
+"""The verb that measures: evaluate."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from cedm_ray.errors import ConfigurationError
+from cedm_ray.verbs.options import options
+
+
+@click.command()
+@click.argument("source", metavar="STUDY|DIR|ZIP|NPZ")
+@click.option(
+    "--reference",
+    metavar="PATH",
+    help="What the images are compared with: a study, a folder, zip or npz of images, or an npz of mu and sigma; "
+    "default: the study's training images.",
+)
+@click.option("--metrics", metavar="LIST", help="Words with commas, see below; default: fd.")
+@click.option("--num", type=click.IntRange(min=2), help="Images of each set; default: evaluation.final_samples.")
+@click.option("--sets", type=click.IntRange(min=1), help="Disjoint sets of seeds; default: 3.")
+@click.option("--detector", metavar="NAME", help="Network of fd, kd and prdc; default: the study's, else inception.")
+@click.option(
+    "--weights", metavar="[NAME=]FILE", multiple=True, help="Take the weights of the detector, or of NAME, from a file."
+)
+@click.option("--versus", metavar="TRIAL", help="Also compare the distance with another trial's, on the same seeds.")
+@click.option("--test", metavar="PATH", help="Images that the model was not trained on, for auroc.")
+@options("trial", "address", "quiet", "json")
+def evaluate(
+    source: str,
+    reference: str | None,
+    metrics: str | None,
+    num: int | None,
+    sets: int | None,
+    detector: str | None,
+    weights: tuple[str, ...],
+    versus: str | None,
+    test: str | None,
+    trial: str | None,
+    address: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure a study's model, or any generator's images.
+
+    Metrics are fd (the Fréchet distance in the detector's features), kd (kernel distance), prdc (precision, recall,
+    density, coverage), fd_inf (fd for infinitely many images), ufd (fd to the unconditional model), auroc, memorization
+    and msp; fid, kid, is, fid_inf and ufid are those of Inception-v3, fdd is DINOv2's.
+
+    A model is measured on three disjoint sets of images unless told otherwise; what was measured is kept in the study,
+    and the same command prints it again. It runs in this process, and over a Ray cluster where --address or
+    $RAY_ADDRESS names one or this machine has several GPUs.
+    """
+    from cedm_ray.features.weight_files import cache_folder
+    from cedm_ray.search.evaluations import evaluate as measure
+    from cedm_ray.search.requests import Request
+    from cedm_ray.terminal import Display
+
+    request = Request(
+        source=source,
+        reference=reference,
+        metrics=tuple(word.strip().lower() for word in (metrics or "").split(",") if word.strip()),
+        trial=trial,
+        num=num,
+        sets=sets,
+        detector=detector,
+        weights=tuple(_weights(text) for text in weights),
+        versus=versus,
+        test=test,
+    )
+    if metrics is not None and not request.metrics:
+        raise ConfigurationError("--metrics names none", mend="name them with commas between: --metrics fd,prdc")
+    with Display(quiet=quiet) as show:
+        told = measure(request, cache=cache_folder(), run=_runner(address), show=show)
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+    else:
+        _print(told)
+
+
+def _weights(text: str) -> tuple[str | None, str]:
+    name, equals, file = text.partition("=")
+    return (name, file) if equals else (None, text)
+
+
+def _runner(address: str | None) -> Callable:
+    """Where the work is done. Starting Ray costs seconds, which one process and one GPU need not pay."""
+    import torch
+
+    if address or os.environ.get("RAY_ADDRESS") or torch.cuda.device_count() > 1:
+        from cedm_ray.distributed.shares import run_on_cluster
+
+        return run_on_cluster(address)
+    from cedm_ray.search.gathering import run_here
+
+    return run_here
+
+
+def _print(told: dict[str, Any]) -> None:
+    from cedm_ray.terminal import print_table
+
+    count = len(told["scores"][0]["values"])
+    several = count > 1
+    sets = [f"set {number}" for number in range(1, count + 1)] if several else []
+    rows = [
+        [
+            score["metric"],
+            _number(score["mean"]),
+            *([_number(score["std"])] if several else []),
+            *([_number(value) for value in score["values"]] if several else []),
+            "–" if score["errors"] is None else f"±{_number(max(score['errors']))}",
+            f"{score['images']:,}",
+            score["detector"],
+        ]
+        for score in told["scores"]
+    ]
+    print_table(
+        _title(told),
+        ["metric", "mean" if several else "value", *(["std"] if several else []), *sets, "error", "images", "detector"],
+        rows,
+    )
+
+
+def _title(told: dict[str, Any]) -> str:
+    reference = told["reference"]
+    images = f"{reference['images']:,} images of " if reference["images"] is not None else ""
+    against = f"against {images}{reference['name']}"
+    if told["seeds"] is None:
+        return f"{told['name']}, {told['num_samples']:,} images, {against}"
+    seeds = ", ".join(f"{first}-{last}" for first, last in told["seeds"])
+    return f"{told['name']} at {told['images_seen']:,} images seen, seeds {seeds}, {against}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
