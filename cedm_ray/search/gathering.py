@@ -22,6 +22,7 @@ from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.data.stored_images import open_stored
 from cedm_ray.errors import ConfigurationError, TryAgainError
 from cedm_ray.features.extractors import Extractor, open_extractor
+from cedm_ray.features.inception import open_inception_classifier
 from cedm_ray.metrics.statistics import FeatureStatistics
 from cedm_ray.search.model import find_model
 from cedm_ray.search.results import Progress, Show
@@ -184,6 +185,9 @@ class Part:
 
 def open_network(network: Network, work: Work, device: str) -> Extractor:
     """Open one network of the work. Raises as `open_extractor`."""
+    weights = None if network.weights is None else Path(network.weights)
+    if network.spec == PROBABILITIES:
+        return open_inception_classifier(torch.device(device), weights)
     if work.fitted_on is not None:
         images = open_image_set(Path(work.fitted_on))
     elif network.spec == "pixels":
@@ -195,7 +199,8 @@ def open_network(network: Network, work: Work, device: str) -> Extractor:
         # A network takes nothing from it but the size of its images.
         nothing = np.zeros((2, 3, work.image_size, work.image_size), dtype=np.uint8)
         images = ImageSet(name="nothing", names=("0", "1"), pixels=nothing, digest="")
-    return open_extractor(network.spec, images, pixel_components=work.pixel_components, device=device)
+    components = work.pixel_components
+    return open_extractor(network.spec, images, pixel_components=components, weights=weights, device=device)
 
 
 class Worker:

@@ -12,7 +12,8 @@ from cedm_ray.search.study import Study
 def open_detector(space: SearchSpace, images: ImageSet, device: str) -> Extractor:
     """The detector of the space's evaluation. Raises InputDataError where its weights are not to be had."""
     components = space.features.pixel_components
-    return open_extractor(space.evaluation.detector, images, pixel_components=components, device=device)
+    config = space.evaluation
+    return open_extractor(config.detector, images, pixel_components=components, weights=config.weights, device=device)
 
 
 def reference_statistics(study: Study, space: SearchSpace, images: ImageSet, detector: Extractor) -> FeatureStatistics:

@@ -20,13 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from cedm_ray.diffusion.sample import SampleConfig
 from cedm_ray.diffusion.unet import UNet
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.features.extractors import DINOV2_MODEL
+from cedm_ray.features.published import IMAGENET_224, PUBLISHED
 from cedm_ray.search.space import SearchSpace
 
 TRAINING_FORWARDS = 3
 """A training step in forward passes: the forward one, and a backward one that costs two."""
 
-_INCEPTION_SIDE, _DINOV2_SIDE, _PIXELS_SIDE = 299, 224, 32
+_INCEPTION_SIDE, _PIXELS_SIDE = 299, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ def denoiser_flops(space: SearchSpace, image_size: int) -> int:
 
 
 def detector_flops(space: SearchSpace, image_size: int) -> int | None:
-    """Of the space's detector at one image; None for a TorchScript file, which is not opened.
+    """Of the space's detector at one image; None for a TorchScript file, which is not opened, and for OpenCLIP.
 
     `inception` is counted in timm's Inception-v3, whose convolutions are the same.
     """
@@ -134,11 +134,12 @@ def detector_flops(space: SearchSpace, image_size: int) -> int | None:
         width = 3 * min(image_size, _PIXELS_SIDE) ** 2
         return 2 * width * min(space.features.pixel_components, width)
     name, side, more = spec, None, {}
-    if spec == "inception":
+    if spec in ("inception", "inception_clean"):
         name, side = "inception_v3", _INCEPTION_SIDE
-    elif spec == "dinov2":
-        name, side, more = DINOV2_MODEL, _DINOV2_SIDE, {"img_size": _DINOV2_SIDE}
-    if not timm.is_model(name):
+    elif spec in PUBLISHED:
+        name, side = PUBLISHED[spec].timm, IMAGENET_224.side
+        more = {"img_size": side}
+    if name is None or not timm.is_model(name.partition(".")[0]):
         return None
     with torch.device("meta"):
         network = timm.create_model(name, pretrained=False, num_classes=0, **more).eval()

@@ -12,7 +12,17 @@ from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.data.stored_images import StoredImages, open_stored
 from cedm_ray.errors import ConfigurationError, InputDataError
 from cedm_ray.features.extractors import Extractor, absolute_spec
-from cedm_ray.search.gathering import BATCH, FileImages, Keep, ModelImages, Network, Subject, Work, open_network
+from cedm_ray.search.gathering import (
+    BATCH,
+    PROBABILITIES,
+    FileImages,
+    Keep,
+    ModelImages,
+    Network,
+    Subject,
+    Work,
+    open_network,
+)
 from cedm_ray.search.model import TrainedModel, find_model
 from cedm_ray.search.references import Moments, Reference, files_reference, is_moments, study_reference
 from cedm_ray.search.results import UNCONDITIONAL, Show
@@ -159,11 +169,7 @@ def settle(request: Request, *, cache: Path, show: Show) -> Plan:
     detector = request.detector or (home.space.evaluation.detector if home else DEFAULT_DETECTOR)
     measures = choose(request.metrics or ("fd",), detector=detector, is_given=request.detector is not None)
     extractor = home.space.features.extractor if home else detector
-    weights = {word or detector: _absolute(file) for word, file in request.weights}
-    chosen = {"detector": absolute_spec(detector), "extractor": absolute_spec(extractor)}
-    networks = {measure.word: network_of(measure, **chosen, weights=weights) for measure in measures}
-    if unused := set(weights) - {network.spec.partition(":")[0] for network in networks.values()}:
-        raise ConfigurationError(f"--weights names {', '.join(sorted(unused))}, which no metric asked for uses")
+    networks = _networks(request, measures, home, detector=detector, extractor=extractor)
     kinds = {measure.kind for measure in measures}
     model = find_model(source, request.trial, "cpu", show) if source.exists else None
     _check_model(request, kinds, model)
@@ -194,6 +200,26 @@ def settle(request: Request, *, cache: Path, show: Show) -> Plan:
     return plan
 
 
+def _networks(
+    request: Request, measures: tuple[Measure, ...], home: Home | None, *, detector: str, extractor: str
+) -> dict[str, Network]:
+    """The network of every measure, by its word, with the weights that were named or that the study's space names."""
+    named = {absolute_spec(word or detector): _absolute(file) for word, file in request.weights}
+    weights: dict[str, str] = {}
+    if home is not None:
+        features, evaluation = home.space.features, home.space.evaluation
+        for spec, file in ((features.extractor, features.weights), (evaluation.detector, evaluation.weights)):
+            if file is not None:
+                weights[absolute_spec(spec)] = _absolute(str(file))
+    weights |= named
+    chosen = {"detector": absolute_spec(detector), "extractor": absolute_spec(extractor)}
+    networks = {measure.word: network_of(measure, **chosen, weights=weights) for measure in measures}
+    used = {"inception" if network.spec == PROBABILITIES else network.spec for network in networks.values()}
+    if unused := set(named) - used:
+        raise ConfigurationError(f"--weights names {', '.join(sorted(unused))}, which no metric asked for uses")
+    return networks
+
+
 def _home(study: Study) -> Home:
     space = SearchSpace.from_settled(study.settled())
     return Home(study=study, space=space, images=open_image_set(study.images))
@@ -208,7 +234,7 @@ def _reference(request: Request, compared: Study, home: Home | None, cache: Path
     if request.reference is None:
         raise ConfigurationError(
             f"{request.source} is not a study, so there is nothing to compare its images with",
-            mend="name it: --reference with images, a study (cedm-ray search SPACE --study begins one), or mu and sigma",
+            mend="name what: --reference IMAGES, or a study; cedm-ray search SPACE --study FOLDER begins one",
         )
     if is_moments(request.reference):
         return Moments.open(request.reference)

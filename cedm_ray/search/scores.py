@@ -10,6 +10,7 @@ Shapes: n generated images of a set, N reference images, D feature width, R kept
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -105,8 +106,8 @@ def network_of(measure: Measure, *, detector: str, extractor: str, weights: dict
 
 def names(measure: Measure, network: Network) -> tuple[str, ...]:
     """What the values of a measure are called; they say the network where the name does not."""
-    name = extractor_name(network.spec)
-    distance = distance_name(network.spec)
+    weights = None if network.weights is None else Path(network.weights)
+    name, distance = extractor_name(network.spec, weights), distance_name(network.spec, weights)
     if measure.kind == "manifold":
         return tuple(f"{what}[{name}]" for what in ("precision", "recall", "density", "coverage"))
     return (

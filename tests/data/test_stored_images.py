@@ -106,11 +106,11 @@ def test_a_file_that_is_no_image_is_refused_by_its_name(tmp_path):
 
 def test_empty_and_missing_places_say_so(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputDataError, match="no images in .*empty; found: nothing"):
+    with pytest.raises(InputDataError, match=r"no images in .*empty; found: nothing"):
         open_stored(tmp_path / "empty")
-    with pytest.raises(InputDataError, match="there is no file .*none.npz"):
+    with pytest.raises(InputDataError, match=r"there is no file .*none.npz"):
         open_stored(tmp_path / "none.npz")
-    with pytest.raises(InputDataError, match="cannot read images from .*none"):
+    with pytest.raises(InputDataError, match=r"cannot read images from .*none"):
         open_stored(tmp_path / "none")
     with pytest.raises(InputDataError, match="1 image; at least 2"):
         open_stored(write_files(tmp_path / "one", pixels_of(1)))
