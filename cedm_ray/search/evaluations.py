@@ -13,6 +13,7 @@ import torch
 
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import frechet_reference
+from cedm_ray.search.clustering_head import open_head
 from cedm_ray.search.gathering import BATCH, MAX_ROWS, FileImages, Keep, Network, Runner, gather
 from cedm_ray.search.references import Moments, all_features, training_features
 from cedm_ray.search.requests import Plan, Request, settle
@@ -56,6 +57,10 @@ def _gather(plan: Plan, opened: dict[Network, Extractor], run: Runner, show: Sho
     by_kind = {kind: _networks(plan, kind) for kind in ("unconditional", "auroc", "copies", "frechet")}
     for network in by_kind["auroc"] | by_kind["copies"]:
         material.training[network] = _training_features(plan, network, opened[network], run, show)
+    if _networks(plan, "msp"):
+        config = plan.home.space.clustering
+        material.head = open_head(plan.home.study, plan.model.meaning.num_clusters, config)
+        material.temperature = config.teacher_temperature
     material.sets = _sets(plan, "samples", plan.subject, plan.keeps, run, show)
     if plan.unconditional is not None:
         subject = plan.images_of(plan.unconditional, plan.unconditional.meaning.trial)
@@ -66,7 +71,7 @@ def _gather(plan: Plan, opened: dict[Network, Extractor], run: Runner, show: Sho
         subject = plan.images_of(plan.versus, plan.request.versus)
         material.versus = _sets(plan, plan.versus.meaning.trial, subject, keeps, run, show)
     if plan.test is not None:
-        keeps = {network: Keep(rows=MAX_ROWS) for network in by_kind["auroc"]}
+        keeps = {network: Keep(rows=MAX_ROWS) for network in by_kind["auroc"] | by_kind["copies"]}
         subject = FileImages(path=str(Path(plan.request.test).expanduser().absolute()), batch_size=BATCH)
         (found,) = gather(plan.work("test images", subject, keeps, num=len(plan.test)), run, show)
         material.test = {network: summary.rows for network, summary in zip(keeps, found, strict=True)}
@@ -104,7 +109,7 @@ def _scores(plan: Plan, opened: dict[Network, Extractor], material: Material) ->
     for measure in plan.measures:
         network = plan.networks[measure.word]
         columns = values(measure, network, material)
-        for name, column in zip(names(measure, network), columns, strict=True):
+        for name, column in zip(names(measure, network, with_test=plan.test is not None), columns, strict=True):
             errors = tuple(error for _, error in column)
             scores.append(
                 Score(

@@ -174,12 +174,12 @@ def settle(request: Request, *, cache: Path, show: Show) -> Plan:
     model = find_model(source, request.trial, "cpu", show) if source.exists else None
     _check_model(request, kinds, model)
     reference = _reference(request, compared, home, cache)
-    test = None
-    if "auroc" in kinds:
-        if request.test is None:
-            what = "auroc compares with images that the model was not trained on"
-            raise ConfigurationError(what, mend="name them: --test IMAGES")
-        test = open_stored(request.test)
+    if "auroc" in kinds and request.test is None:
+        what = "auroc compares with images that the model was not trained on"
+        raise ConfigurationError(what, mend="name them: --test IMAGES")
+    if request.test is not None and not kinds & {"auroc", "copies"}:
+        raise ConfigurationError("--test is for auroc and memorization, and neither was asked for")
+    test = open_stored(request.test) if request.test is not None else None
     images = open_stored(request.source) if model is None else None
     plan = Plan(
         request=request,

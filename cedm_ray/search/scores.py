@@ -20,6 +20,10 @@ from cedm_ray.search.gathering import MAX_ROWS, PROBABILITIES, Keep, Network
 
 _SUMS, _BLOCKS, _ROWS, _NOTHING = Keep(statistics=True), Keep(statistics=True, blocks=True), Keep(rows=MAX_ROWS), Keep()
 
+MAX_PROBABILITIES = 50_000
+"""Images whose class probabilities are kept for the inception score, which grows with their number: all of a published
+set, some 200 MB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
@@ -56,13 +60,20 @@ MEASURES = {
         _measure("kd", "kernel", "detector", _ROWS, _ROWS, "kernel distance, named after the detector"),
         _measure("kid", "kernel", "inception", _ROWS, _ROWS, "kernel distance of Inception-v3"),
         _measure("prdc", "manifold", "detector", _ROWS, _ROWS, "precision, recall, density, coverage"),
-        _measure("is", "inception", "probabilities", _ROWS, _NOTHING, "inception score"),
+        _measure("is", "inception", "probabilities", Keep(rows=MAX_PROBABILITIES), _NOTHING, "inception score"),
         _measure("fd_inf", "infinity", "detector", _BLOCKS, _SUMS, "fd extrapolated to infinitely many images"),
         _measure("fid_inf", "infinity", "inception", _BLOCKS, _SUMS, "fid likewise"),
         _measure("ufd", "unconditional", "detector", _SUMS, _NOTHING, "fd to the unconditional model's images"),
         _measure("ufid", "unconditional", "inception", _SUMS, _NOTHING, "fid likewise"),
         _measure("auroc", "auroc", "extractor", _ROWS, _NOTHING, "how far from the training images, beside --test"),
-        _measure("memorization", "copies", "extractor", _ROWS, _NOTHING, "similarity to the nearest training image"),
+        _measure(
+            "memorization",
+            "copies",
+            "extractor",
+            _ROWS,
+            _NOTHING,
+            "share of copies, and similarity to the nearest",
+        ),
         _measure("msp", "msp", "extractor", _ROWS, _NOTHING, "confidence of the clustering head"),
     )
 }
@@ -104,12 +115,18 @@ def network_of(measure: Measure, *, detector: str, extractor: str, weights: dict
     return Network(spec=spec, weights=weights.get(spec))
 
 
-def names(measure: Measure, network: Network) -> tuple[str, ...]:
-    """What the values of a measure are called; they say the network where the name does not."""
+def names(measure: Measure, network: Network, *, with_test: bool = False) -> tuple[str, ...]:
+    """What the values of a measure are called; they say the network where the name does not.
+
+    with_test: whether there are test images for memorization to be held against.
+    """
     weights = None if network.weights is None else Path(network.weights)
     name, distance = extractor_name(network.spec, weights), distance_name(network.spec, weights)
     if measure.kind == "manifold":
         return tuple(f"{what}[{name}]" for what in ("precision", "recall", "density", "coverage"))
+    if measure.kind == "copies":
+        test = (f"memorized test[{name}]",) if with_test else ()
+        return (f"memorized[{name}]", f"similarity[{name}]", *test)
     return (
         {
             "frechet": distance,
@@ -118,7 +135,6 @@ def names(measure: Measure, network: Network) -> tuple[str, ...]:
             "infinity": f"{distance}_inf",
             "unconditional": f"u{distance}",
             "auroc": f"AUROC[{name}]",
-            "copies": f"similarity[{name}]",
             "msp": f"MSP[{name}]",
         }[measure.kind],
     )

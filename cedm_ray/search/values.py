@@ -7,19 +7,22 @@ Shapes: n generated images of a set, N reference images, D feature width, R kept
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 
 from cedm_ray.metrics.frechet import ReferenceFactor, collapsed, frechet_distance
 from cedm_ray.metrics.kernel import kernel_distance
+from cedm_ray.metrics.manifold import inception_score, manifold
+from cedm_ray.metrics.novelty import confidence, memorization, nearest_training, novelty_auroc
 from cedm_ray.search.gathering import Network, Summary
 from cedm_ray.search.scores import Measure
 
 Column = list[tuple[float, float | None]]
 
 _KERNEL_SUBSET = 1000
+_NEIGHBORS = 5
+_SPLITS = 10
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,7 +31,8 @@ class Material:
 
     sets: of the generated images, set by set. factors: of the reference. rows: of the reference's sample, float32
     [R, D]. unconditional, versus: as `sets`, of the other model. test: rows of the test images. training: features of
-    all training images, float32 [N, D]. head: rows to the clustering head's logits [R, C].
+    all training images, float32 [N, D]. head: rows to the clustering head's logits [R, C], to be divided
+    by temperature.
     """
 
     sets: list[dict[Network, Summary]] = field(default_factory=list)
@@ -39,6 +43,7 @@ class Material:
     test: dict[Network, np.ndarray] = field(default_factory=dict)
     training: dict[Network, np.ndarray] = field(default_factory=dict)
     head: Callable[[np.ndarray], torch.Tensor] | None = None
+    temperature: float = 1.0
 
 
 def values(measure: Measure, network: Network, material: Material) -> list[Column]:
@@ -51,6 +56,11 @@ def is_collapsed(network: Network, material: Material) -> bool:
     factor = material.factors.get(network)
     found = [summaries[network].statistics for summaries in material.sets if network in summaries]
     return factor is not None and any(total is not None and collapsed(total, factor) for total in found)
+
+
+def _tensor(features: np.ndarray) -> torch.Tensor:
+    # A copy: features are read-only where they are mapped, and torch knows no such tensors.
+    return torch.from_numpy(np.array(features))
 
 
 def _frechet(network: Network, material: Material) -> list[Column]:
@@ -74,8 +84,60 @@ def _unconditional(network: Network, material: Material) -> list[Column]:
     return [[(frechet_distance(found[network].statistics, other[network].statistics), None) for found, other in pairs]]
 
 
-_KINDS: dict[str, Any] = {
+def _manifold(network: Network, material: Material) -> list[Column]:
+    reference = torch.from_numpy(material.rows[network])
+    found = []
+    for summaries in material.sets:
+        rows = torch.from_numpy(summaries[network].rows)
+        k = min(_NEIGHBORS, len(rows) - 1, len(reference) - 1)
+        found.append(manifold(reference, rows, k=k))
+    return [[(getattr(one, name), None) for one in found] for name in ("precision", "recall", "density", "coverage")]
+
+
+def _inception(network: Network, material: Material) -> list[Column]:
+    column: Column = []
+    for found in material.sets:
+        probabilities = torch.from_numpy(found[network].rows)
+        column.append((inception_score(probabilities, splits=min(_SPLITS, len(probabilities))).value, None))
+    return [column]
+
+
+def _auroc(network: Network, material: Material) -> list[Column]:
+    training = _tensor(material.training[network])
+    test, _ = nearest_training(torch.from_numpy(material.test[network]), training)
+    column: Column = []
+    for found in material.sets:
+        similarity, _ = nearest_training(torch.from_numpy(found[network].rows), training)
+        column.append((novelty_auroc(similarity, test), None))
+    return [column]
+
+
+def _copies(network: Network, material: Material) -> list[Column]:
+    training = _tensor(material.training[network])
+    found = [memorization(torch.from_numpy(one[network].rows), training) for one in material.sets]
+    columns: list[Column] = [
+        [(one.share, None) for one in found],
+        [(float(one.similarity.mean()), None) for one in found],
+    ]
+    if network in material.test:
+        # The same for every set; what the first column is to be held against.
+        share = memorization(torch.from_numpy(material.test[network]), training).share
+        columns.append([(share, None)] * len(found))
+    return columns
+
+
+def _msp(network: Network, material: Material) -> list[Column]:
+    found = [confidence(material.head(one[network].rows), material.temperature) for one in material.sets]
+    return [[(float(one.mean()), None) for one in found]]
+
+
+_KINDS: dict[str, Callable[[Network, Material], list[Column]]] = {
     "frechet": _frechet,
     "kernel": _kernel,
+    "manifold": _manifold,
+    "inception": _inception,
     "unconditional": _unconditional,
+    "auroc": _auroc,
+    "copies": _copies,
+    "msp": _msp,
 }
