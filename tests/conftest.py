@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -147,10 +149,34 @@ def drive(
     return driver
 
 
+class _MeanColors(torch.nn.Module):
+    """A detector of four features: the mean of each quarter's colors, in units of 50 levels."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).mean(1).flatten(1) / 50
+
+
+def mean_colors(pixels: np.ndarray) -> np.ndarray:
+    """The same by NumPy: uint8 [n, 3, S, S] with S even, to float64 [n, 4]."""
+    half = pixels.shape[-1] // 2
+    quarters = pixels.reshape(len(pixels), 3, 2, half, 2, half).astype(np.float64).mean((1, 3, 5))
+    return quarters.reshape(len(pixels), 4) / 50
+
+
+@pytest.fixture(scope="session")
+def color_network(tmp_path_factory) -> Path:
+    """The TorchScript file of a detector whose features NumPy can compute."""
+    path = tmp_path_factory.mktemp("network") / "mean_colors.pt"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.script. is deprecated", category=FutureWarning)
+        torch.jit.script(_MeanColors()).save(str(path))
+    return path
+
+
 @pytest.fixture(scope="session")
 def study_tools() -> SimpleNamespace:
     """What tests need to work on studies of their own."""
-    return SimpleNamespace(exhaust=exhaust, prepare=prepare, drive=drive, open_task=open_task)
+    return SimpleNamespace(exhaust=exhaust, prepare=prepare, drive=drive, open_task=open_task, mean_colors=mean_colors)
 
 
 @pytest.fixture(scope="session")

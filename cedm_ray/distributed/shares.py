@@ -22,8 +22,13 @@ class _EvaluationWorker:
     """One copy of the networks. It answers how far it is while it works."""
 
     def __init__(self, work: Work, gpus: float) -> None:
-        self.worker = Worker(work, choose_device(gpus))
+        self.work, self.gpus = work, gpus
         self.done = 0
+
+    def open(self) -> int:
+        """Open everything. Not when the actor is made, where Ray would make its own of an error of ours."""
+        self.worker = Worker(self.work, choose_device(self.gpus))
+        return 0
 
     def run(self, unit: tuple[int, int]) -> tuple[Part, ...]:
         """Do one unit."""
@@ -61,7 +66,7 @@ def _run(work: Work, workers: int | None, show: Show) -> Iterator[tuple[Part, ..
     actors: list[Any] = [_EvaluationWorker.options(num_cpus=1, num_gpus=gpus).remote(work, gpus) for _ in range(count)]
     waiting = list(enumerate(work.units))
     # A worker gets its first unit once it has answered: one that finds no place holds up nothing.
-    questions = {actor.images_done.remote(): actor for actor in actors}
+    questions = {actor.open.remote(): actor for actor in actors}
     calls: dict[Any, tuple[Any, int]] = {}
     images: dict[Any, int] = {}
     early: dict[int, tuple[Part, ...]] = {}

@@ -1,0 +1,90 @@
+"""Names say the network; a contradiction and an unknown word say what was meant."""
+
+import pytest
+
+from cedm_ray.errors import ConfigurationError
+from cedm_ray.search.gathering import PROBABILITIES, Network
+from cedm_ray.search.scores import MEASURES, Score, choose, names, network_of
+
+
+def named(word, detector="inception", extractor="pixels"):
+    measure = MEASURES[word]
+    return names(measure, network_of(measure, detector=detector, extractor=extractor, weights={}))
+
+
+@pytest.mark.parametrize(
+    ("word", "detector", "name"),
+    [
+        ("fd", "inception", "FID"),
+        ("fd", "dinov2", "FDD"),
+        ("fd", "pixels", "FD[pixels]"),
+        ("fd", "inception_clean", "FID[clean]"),
+        ("fd", "/a/b/net.pt", "FD[net]"),
+        ("fid", "pixels", "FID"),
+        ("fdd", "pixels", "FDD"),
+        ("kid", "pixels", "KID"),
+        ("kd", "pixels", "KD[pixels]"),
+        ("kd", "inception", "KID"),
+        ("is", "pixels", "IS"),
+        ("ufd", "pixels", "uFD[pixels]"),
+        ("ufid", "pixels", "uFID"),
+        ("fid_inf", "pixels", "FID_inf"),
+        ("auroc", "inception", "AUROC[pixels]"),
+        ("msp", "inception", "MSP[pixels]"),
+    ],
+)
+def test_only_inception_is_fid_and_only_dinov2_is_fdd(word, detector, name):
+    assert named(word, detector) == (name,)
+
+
+def test_measures_of_several_numbers_have_several_names():
+    assert named("prdc", "pixels") == ("precision[pixels]", "recall[pixels]", "density[pixels]", "coverage[pixels]")
+    network = Network(spec="pixels")
+    assert names(MEASURES["memorization"], network) == ("memorized[pixels]", "similarity[pixels]")
+    assert names(MEASURES["memorization"], network, with_test=True)[2] == "memorized test[pixels]"
+
+
+def test_every_measure_has_names_and_a_text():
+    for word, measure in MEASURES.items():
+        assert word == measure.word
+        assert measure.text
+        assert all(named(word))
+
+
+def test_weights_go_to_the_network_that_they_are_for():
+    weights = {"inception": "/w.pt"}
+    settings = {"detector": "pixels", "extractor": "pixels", "weights": weights}
+    assert network_of(MEASURES["fid"], **settings) == Network(spec="inception", weights="/w.pt")
+    assert network_of(MEASURES["is"], **settings) == Network(spec=PROBABILITIES, weights="/w.pt")
+    assert network_of(MEASURES["fd"], **settings) == Network(spec="pixels")
+
+
+def test_measures_are_chosen_in_order_and_once():
+    chosen = choose(["prdc", "fd", "prdc"], detector="pixels", is_given=True)
+    assert [measure.word for measure in chosen] == ["prdc", "fd"]
+
+
+def test_an_unknown_word_gets_the_nearest_one():
+    with pytest.raises(ConfigurationError, match="unknown metric 'fidd'; did you mean fid") as error:
+        choose(["fidd"], detector="pixels", is_given=False)
+    assert "prdc" in error.value.mend
+    with pytest.raises(ConfigurationError, match="no metric"):
+        choose([], detector="pixels", is_given=False)
+
+
+def test_a_detector_that_contradicts_a_measure_is_refused_only_where_it_was_named():
+    with pytest.raises(ConfigurationError, match="fid is a measure of inception's features") as error:
+        choose(["fid"], detector="pixels", is_given=True)
+    assert "ask for fd" in error.value.mend
+    with pytest.raises(ConfigurationError, match="is is a measure of inception's"):
+        choose(["is"], detector="dinov2", is_given=True)
+    assert choose(["fid", "fdd"], detector="pixels", is_given=False)
+    assert choose(["fid", "fd"], detector="inception", is_given=True)
+
+
+def test_a_score_has_the_scatter_over_its_sets():
+    common = {"metric": "FID", "detector": "inception", "key": "k", "errors": None, "images": 10}
+    score = Score(values=(1.0, 2.0, 4.5), **common)
+    assert score.mean == 2.5
+    assert score.std == pytest.approx(((1.5**2 + 0.5**2 + 2**2) / 2) ** 0.5)
+    assert Score(values=(1.0,), **common).to_json()["std"] is None
