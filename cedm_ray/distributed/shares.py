@@ -4,14 +4,16 @@ Whoever does a unit forms the same batches, and the parts are handed on in the o
 workers changes nothing.
 """
 
-from collections.abc import Callable, Iterator
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 
 from cedm_ray.distributed.session import cluster_resources, get, ray_cluster
 from cedm_ray.distributed.tasks import choose_device
-from cedm_ray.search.gathering import Part, Work, Worker
+from cedm_ray.search.gathering import Part, Runner, Work, Worker
 from cedm_ray.search.results import Progress, Show
 
 _POLL_S = 2.0
@@ -45,18 +47,21 @@ class _EvaluationWorker:
         return self.done
 
 
-def run_on_cluster(address: str | None, *, workers: int | None = None) -> Callable[[Work, Show], Iterator]:
-    """A Runner that does the units of a work on a Ray cluster.
+@contextlib.contextmanager
+def cluster_runner(address: str | None, *, workers: int | None = None) -> Iterator[Runner]:
+    """A Runner that does the units of a work on a Ray cluster, which is joined or started when it is first used.
 
     address: as `ray_cluster`. workers: how many processes; None = one for every GPU of the cluster, or for every core
     where there is none, but no more than there are units.
     """
+    with contextlib.ExitStack() as stack:
 
-    def run(work: Work, show: Show) -> Iterator[tuple[Part, ...]]:
-        with ray_cluster(address):
-            yield from _run(work, workers, show)
+        def run(work: Work, show: Show) -> Iterator[tuple[Part, ...]]:
+            if not ray.is_initialized():
+                stack.enter_context(ray_cluster(address))
+            return _run(work, workers, show)
 
-    return run
+        yield run
 
 
 def _run(work: Work, workers: int | None, show: Show) -> Iterator[tuple[Part, ...]]:
@@ -70,42 +75,33 @@ def _run(work: Work, workers: int | None, show: Show) -> Iterator[tuple[Part, ..
     calls: dict[Any, tuple[Any, int]] = {}
     images: dict[Any, int] = {}
     early: dict[int, tuple[Part, ...]] = {}
-    due, total = 0, work.num_sets * work.num_images
-
-    def hand_unit_to(actor: Any) -> None:
-        # Not far ahead of what is due, so that parts which came early stay few.
-        if waiting and waiting[0][0] < due + 2 * count:
-            index, unit = waiting.pop(0)
-            calls[actor.run.remote(unit)] = (actor, index)
-        else:
-            idle.append(actor)
-
     idle: list[Any] = []
+    due, total, asked = 0, work.num_sets * work.num_images, time.monotonic()
     try:
         while due < len(work.units):
-            pending = [*calls, *questions]
-            answered, _ = ray.wait(pending, num_returns=1, timeout=_POLL_S)
+            answered, _ = ray.wait([*calls, *questions], num_returns=1, timeout=_POLL_S)
             for call in answered:
                 if call in questions:
                     actor = questions.pop(call)
-                    new = actor not in images
+                    if actor not in images:
+                        idle.append(actor)
                     images[actor] = get(call)
-                    if new:
-                        hand_unit_to(actor)
-                    continue
-                actor, index = calls.pop(call)
-                early[index] = get(call)
-                hand_unit_to(actor)
-                asked = set(questions.values())
-                if actor not in asked:
-                    questions[actor.images_done.remote()] = actor
-            show(Progress(task=work.task, done=sum(images.values()), total=total, unit="images"))
+                else:
+                    actor, index = calls.pop(call)
+                    early[index] = get(call)
+                    idle.append(actor)
             while due in early:
                 yield early.pop(due)
                 due += 1
-            for actor in idle[:]:
-                idle.remove(actor)
-                hand_unit_to(actor)
+            # Not far ahead of what is due, so that parts which came early stay few.
+            while idle and waiting and waiting[0][0] < due + 2 * count:
+                index, unit = waiting.pop(0)
+                actor = idle.pop(0)
+                calls[actor.run.remote(unit)] = (actor, index)
+            if time.monotonic() - asked >= _POLL_S:
+                asked, silent = time.monotonic(), set(questions.values())
+                questions |= {actor.images_done.remote(): actor for actor in images if actor not in silent}
+            show(Progress(task=work.task, done=sum(images.values()), total=total, unit="images"))
         show(Progress(task=work.task, done=total, total=total, unit="images", ended=True))
     finally:
         for actor in actors:

@@ -1,8 +1,8 @@
 """The verb that measures: evaluate."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -73,8 +73,8 @@ def evaluate(
     )
     if metrics is not None and not request.metrics:
         raise ConfigurationError("--metrics names none", mend="name them with commas between: --metrics fd,prdc")
-    with Display(quiet=quiet) as show:
-        told = measure(request, cache=cache_folder(), run=_runner(address), show=show)
+    with Display(quiet=quiet) as show, _runner(address) as run:
+        told = measure(request, cache=cache_folder(), run=run, show=show)
     if as_json:
         click.echo(json.dumps(told, indent=2))
     else:
@@ -86,17 +86,17 @@ def _weights(text: str) -> tuple[str | None, str]:
     return (name, file) if equals else (None, text)
 
 
-def _runner(address: str | None) -> Callable:
+def _runner(address: str | None) -> contextlib.AbstractContextManager:
     """Where the work is done. Starting Ray costs seconds, which one process and one GPU need not pay."""
     import torch
 
     if address or os.environ.get("RAY_ADDRESS") or torch.cuda.device_count() > 1:
-        from cedm_ray.distributed.shares import run_on_cluster
+        from cedm_ray.distributed.shares import cluster_runner
 
-        return run_on_cluster(address)
+        return cluster_runner(address)
     from cedm_ray.search.gathering import run_here
 
-    return run_here
+    return contextlib.nullcontext(run_here)
 
 
 def _print(told: dict[str, Any]) -> None:

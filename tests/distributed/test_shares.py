@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cedm_ray.distributed.shares import run_on_cluster
+from cedm_ray.distributed.shares import cluster_runner
 from cedm_ray.errors import InputDataError
 from cedm_ray.search.gathering import FileImages, Keep, Network, Work, gather, run_here
 from cedm_ray.search.results import Progress
@@ -29,7 +29,8 @@ def work(tmp_path, color_network):
 def test_the_number_of_workers_changes_nothing(cluster, work, shown):
     alone = gather(work, run_here, lambda event: None)
     for workers in (1, 2, 3):
-        found = gather(work, run_on_cluster(None, workers=workers), shown.append)
+        with cluster_runner(None, workers=workers) as run:
+            found = gather(work, run, shown.append)
         for (one,), (other,) in zip(found, alone, strict=True):
             np.testing.assert_allclose(one.statistics.outer, other.statistics.outer, rtol=1e-12)
             np.testing.assert_allclose(one.statistics.sum, other.statistics.sum, rtol=1e-12)
@@ -41,5 +42,5 @@ def test_the_number_of_workers_changes_nothing(cluster, work, shown):
 
 def test_an_error_of_ours_arrives_as_itself(cluster, work, tmp_path):
     (tmp_path / "images.npz").unlink()
-    with pytest.raises(InputDataError, match="there is no file"):
-        gather(work, run_on_cluster(None, workers=1), lambda event: None)
+    with cluster_runner(None, workers=1) as run, pytest.raises(InputDataError, match="there is no file"):
+        gather(work, run, lambda event: None)
