@@ -36,8 +36,9 @@ class Extrapolation:
     """A line through distances over 1 / n.
 
     value: its intercept, the distance of infinitely many images; may lie below 0 by chance. slope: the bias c in
-    distance times images. standard_error: of the value, by drawing the generated images anew; at least 0, known to about
-    a quarter with 10 blocks, and too wide where next to no distance is left. counts: n of each point, ascending. distances: the mean distance at each, as many.
+    distance times images. standard_error: of the value, by drawing the generated images anew; at least 0, known to
+    about a quarter with 10 blocks, and too wide where next to no distance is left. counts: n of each point, ascending.
+    distances: the mean distance at each, as many.
     """
 
     value: float
