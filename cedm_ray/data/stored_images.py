@@ -21,7 +21,7 @@ from cedm_ray.config import digest
 from cedm_ray.data.decoding import ImagesConfig, Refusal, printable
 from cedm_ray.data.image_set import pixels_digest
 from cedm_ray.data.sources import Source, open_source
-from cedm_ray.errors import InputDataError
+from cedm_ray.errors import InputDataError, SecurityError
 
 ARRAYS = ("images", "arr_0")
 _BATCH = 256
@@ -45,7 +45,8 @@ class StoredImages(Protocol):
 def open_stored(path: str | Path) -> StoredImages:
     """Find out what `path` is and how many images it holds.
 
-    Raises InputDataError where it is missing, empty, of another kind, or holds fewer than 2 images.
+    Raises InputDataError where it is missing, empty, of another kind, or holds fewer than 2 images, SecurityError for
+    pickled objects.
     """
     images = _open_npz(Path(path)) if str(path).endswith(".npz") else _open_files(str(path))
     if len(images) < 2:
@@ -167,14 +168,14 @@ def _open_npz(path: Path) -> _ImageArray:
 def _member_array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """One array of an npz file: a map of the file where it is stored, a copy in memory where it is compressed.
 
-    Raises ValueError for Python objects, which are never unpickled, and for what is no array.
+    Raises SecurityError for Python objects, which are never unpickled, ValueError for what is no array.
     """
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read_header(file)
         if dtype.hasobject:
-            raise ValueError(f"{member.filename} holds Python objects, which are not read")
+            raise SecurityError(f"{path}: {member.filename} holds pickled Python objects and was not read")
         if fortran_order:
             raise ValueError(f"{member.filename} is in Fortran order, which is not read")
         header_bytes = file.tell()

@@ -13,13 +13,14 @@ import torch
 
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import frechet_reference
+from cedm_ray.metrics.uncertainty import SeedSets
 from cedm_ray.search.clustering_head import open_head
 from cedm_ray.search.gathering import BATCH, MAX_ROWS, FileImages, Keep, Network, Runner, gather
 from cedm_ray.search.references import Moments, all_features, training_features
 from cedm_ray.search.requests import Plan, Request, settle
 from cedm_ray.search.results import Notice, Show
 from cedm_ray.search.scores import Score, names
-from cedm_ray.search.values import Material, is_collapsed, values
+from cedm_ray.search.values import Material, difference, is_collapsed, values
 
 
 def evaluate(request: Request, *, cache: Path, run: Runner, show: Show) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def _gather(plan: Plan, opened: dict[Network, Extractor], run: Runner, show: Sho
     material = Material()
     for network, keep in _reference_keeps(plan).items():
         if isinstance(plan.reference, Moments):
-            material.factors[network] = plan.reference.factor(opened[network].dim)
+            material.factors[network] = plan.reference.factor(opened[network])
             continue
         summary = plan.reference.summary(network, opened[network], keep, run, show)
         if summary.statistics is not None:
@@ -128,19 +129,35 @@ def _tell(plan: Plan, scores: list[Score], material: Material) -> dict[str, Any]
     """The result in plain values.
 
     name, num_clusters, images_seen, sampling: of the model, the last three None for files. num_samples: images of each
-    set. seeds: first and last of each set. scores: see `Score.to_json`. collapsed: whether the images are all alike.
+    set. seeds: first and last of each set. scores: see `Score.to_json`. differences: of each Fréchet distance to the
+    model beside it, with the ends of its interval; below 0 where this model is better. collapsed: whether the images
+    are all alike.
     """
     meaning = plan.model.meaning if plan.model is not None else None
-    first = plan.first_seed if meaning else 0
-    starts = [first + number * plan.num for number in range(plan.sets)]
+    seeds = SeedSets(first_seed=plan.first_seed, num_samples=plan.num, num_sets=plan.sets).ranges if meaning else None
     return {
         "name": plan.name,
         "num_clusters": meaning.num_clusters if meaning else None,
         "images_seen": plan.model.images_seen if meaning else None,
         "sampling": meaning.sampling.model_dump(mode="json") if meaning else None,
         "num_samples": plan.num,
-        "seeds": [[start, start + plan.num - 1] for start in starts] if meaning else None,
+        "seeds": None if seeds is None else [[own[0], own[-1]] for own in seeds],
         "reference": {"name": plan.reference.name, "digest": plan.reference.digest, "images": plan.reference.count},
         "scores": [score.to_json() for score in scores],
+        "differences": _differences(plan, material),
         "collapsed": any(is_collapsed(network, material) for network in plan.keeps),
     }
+
+
+def _differences(plan: Plan, material: Material) -> list[dict[str, Any]]:
+    if plan.versus is None:
+        return []
+    found = []
+    for measure in plan.measures:
+        if measure.kind == "frechet":
+            network = plan.networks[measure.word]
+            (name,) = names(measure, network)
+            one = difference(network, material)
+            about = {"metric": name, "versus": plan.versus.meaning.trial, "resolved": one.resolved}
+            found.append(about | {name: getattr(one, name) for name in ("value", "low", "high", "level")})
+    return found

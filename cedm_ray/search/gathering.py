@@ -37,7 +37,11 @@ PROBABILITIES = "inception:probabilities"
 BATCH = 256
 """Images of files that are read and put through the networks at once."""
 
-MAX_BLOCKS, SMALLEST_BLOCK = 20, 50
+BLOCKS = (20, 12, 10, 6)
+"""Numbers of blocks, the first one of which each block has at least SMALLEST_BLOCK images; they have many divisors, as
+an extrapolation wants."""
+
+SMALLEST_BLOCK = 25
 _ROWS_SEED = 0
 
 
@@ -150,18 +154,23 @@ class Work:
 
     @property
     def num_blocks(self) -> int:
-        """B: 20, but fewer where blocks would have less than 50 images; at least 2."""
-        return max(2, min(MAX_BLOCKS, self.num_images // SMALLEST_BLOCK))
+        """B: 20, but fewer where blocks would be small. All hold equally many images; those that are left over, fewer
+        than B, are a unit of their own."""
+        large = (number for number in BLOCKS if self.num_images // number >= SMALLEST_BLOCK)
+        return next(large, BLOCKS[-1] if self.num_images >= 2 * BLOCKS[-1] else 2)
 
     @property
     def units(self) -> list[tuple[int, int]]:
-        """All (set, block) in the order in which their parts are added."""
-        return [(number, block) for number in range(self.num_sets) for block in range(self.num_blocks)]
+        """All (set, block) in the order in which their parts are added; block B is what is left over."""
+        rest = 1 if self.num_images % self.num_blocks else 0
+        return [(number, block) for number in range(self.num_sets) for block in range(self.num_blocks + rest)]
 
     def positions(self, unit: tuple[int, int]) -> range:
         """The images of a unit."""
         number, block = unit
-        return range(number * self.num_images + block, (number + 1) * self.num_images, self.num_blocks)
+        first, end = number * self.num_images, (number + 1) * self.num_images
+        whole = end - self.num_images % self.num_blocks
+        return range(whole, end) if block == self.num_blocks else range(first + block, whole, self.num_blocks)
 
 
 def kept_rows(num_images: int, rows: int) -> np.ndarray:
@@ -280,18 +289,18 @@ def gather(work: Work, run: Runner, show: Show) -> list[tuple[Summary, ...]]:
     """
     found: list[tuple[Summary, ...]] = []
     parts = iter(run(work, show))
-    for _ in range(work.num_sets):
+    for number in range(work.num_sets):
         totals: list[FeatureStatistics | None] = [None] * len(work.networks)
         blocks: list[list[FeatureStatistics]] = [[] for _ in work.networks]
         rows: list[list[np.ndarray]] = [[] for _ in work.networks]
-        for _ in range(work.num_blocks):
+        for block in (block for of_set, block in work.units if of_set == number):
             for index, part in enumerate(next(parts)):
                 rows[index].append(part.rows)
                 if part.statistics is None:
                     continue
                 statistics = FeatureStatistics.from_arrays(part.statistics)
                 totals[index] = statistics if totals[index] is None else totals[index] + statistics
-                if work.keeps[index].blocks:
+                if work.keeps[index].blocks and block < work.num_blocks:
                     blocks[index].append(statistics)
         found.append(
             tuple(

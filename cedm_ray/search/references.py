@@ -16,9 +16,10 @@ from cedm_ray import durable
 from cedm_ray.config import digest
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.data.stored_images import content_digest, open_stored
-from cedm_ray.errors import IntegrityError
+from cedm_ray.errors import InputDataError, IntegrityError
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.features.store import extract_features, feature_key
+from cedm_ray.metrics.frechet import ReferenceFactor, read_reference
 from cedm_ray.metrics.statistics import FeatureStatistics
 from cedm_ray.search.gathering import FileImages, Keep, Network, Runner, Summary, TrainingImages, Work, gather
 from cedm_ray.search.results import Notice, Progress, Show
@@ -117,6 +118,16 @@ class Moments:
         """The moments of a file, which is read when they are needed."""
         place = Path(path).expanduser().absolute()
         return cls(path=str(place), name=place.stem, digest=durable.sha256_file(place))
+
+    def factor(self, extractor: Extractor) -> ReferenceFactor:
+        """What a Fréchet distance needs of them. Raises InputDataError where they are not of this detector's width."""
+        factor = read_reference(self.path)
+        if len(factor.mean) != extractor.dim:
+            raise InputDataError(
+                f"{self.path} holds moments of {len(factor.mean)} features, and {extractor.name} has {extractor.dim}",
+                mend="name the detector that they were computed with: --detector, or fid, fdd",
+            )
+        return factor
 
 
 def is_moments(path: str) -> bool:

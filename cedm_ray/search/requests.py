@@ -14,6 +14,7 @@ from cedm_ray.errors import ConfigurationError, InputDataError
 from cedm_ray.features.extractors import Extractor, absolute_spec
 from cedm_ray.search.gathering import (
     BATCH,
+    BLOCKS,
     PROBABILITIES,
     FileImages,
     Keep,
@@ -260,7 +261,11 @@ def _check_model(request: Request, kinds: set[str], model: TrainedModel | None) 
 
 
 def _check_images(plan: Plan) -> None:
-    """Refuse images that cannot be compared, and a reference that has none where a measure needs them."""
+    """Refuse images that are too few or of another size, and a reference without images where a measure needs them."""
+    in_blocks = plan.versus is not None or any(measure.keep.blocks for measure in plan.measures)
+    if in_blocks and plan.num < 2 * BLOCKS[-1]:
+        what = f"an extrapolation or an interval needs at least {2 * BLOCKS[-1]} images a set, got {plan.num}"
+        raise ConfigurationError(what, mend="raise --num")
     reference = plan.reference
     if isinstance(reference, Moments):
         for measure in plan.measures:

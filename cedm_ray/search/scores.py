@@ -11,11 +11,11 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, Literal
 
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.features.extractors import distance_name, extractor_name
+from cedm_ray.metrics.uncertainty import summarize_sets
 from cedm_ray.search.gathering import MAX_ROWS, PROBABILITIES, Keep, Network
 
 _SUMS, _BLOCKS, _ROWS, _NOTHING = Keep(statistics=True), Keep(statistics=True, blocks=True), Keep(rows=MAX_ROWS), Keep()
@@ -155,22 +155,15 @@ class Score:
     errors: tuple[float, ...] | None
     images: int
 
-    @property
-    def mean(self) -> float:
-        return fmean(self.values)
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over the sets; None for one set."""
-        return stdev(self.values) if len(self.values) > 1 else None
-
     def to_json(self) -> dict[str, Any]:
+        """As plain values, with mean and sample standard deviation over the sets (None for one set)."""
+        summary = summarize_sets(self.values)
         return {
             "metric": self.metric,
             "detector": self.detector,
             "detector_key": self.key,
-            "mean": self.mean,
-            "std": self.std,
+            "mean": summary.mean,
+            "std": summary.std,
             "values": list(self.values),
             "errors": None if self.errors is None else list(self.errors),
             "images": self.images,

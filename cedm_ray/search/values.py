@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from cedm_ray.metrics.extrapolation import frechet_infinity
 from cedm_ray.metrics.frechet import ReferenceFactor, collapsed, frechet_distance
 from cedm_ray.metrics.kernel import kernel_distance
 from cedm_ray.metrics.manifold import inception_score, manifold
 from cedm_ray.metrics.novelty import confidence, memorization, nearest_training, novelty_auroc
+from cedm_ray.metrics.uncertainty import Difference, bootstrap_difference
 from cedm_ray.search.gathering import Network, Summary
 from cedm_ray.search.scores import Measure
 
@@ -51,6 +53,15 @@ def values(measure: Measure, network: Network, material: Material) -> list[Colum
     return _KINDS[measure.kind](network, material)
 
 
+def difference(network: Network, material: Material) -> Difference:
+    """The Fréchet distance less that of the model beside it, with its interval, over the blocks of all sets."""
+    mine, other = (
+        [block for summaries in sets for block in summaries[network].blocks]
+        for sets in (material.sets, material.versus)
+    )
+    return bootstrap_difference(mine, other, material.factors[network])
+
+
 def is_collapsed(network: Network, material: Material) -> bool:
     """Whether the images of some set are all alike, as the network sees them; False where it has no statistics."""
     factor = material.factors.get(network)
@@ -77,6 +88,12 @@ def _kernel(network: Network, material: Material) -> list[Column]:
         result = kernel_distance(rows, reference, subset_size=size)
         column.append((result.value, result.standard_error))
     return [column]
+
+
+def _infinity(network: Network, material: Material) -> list[Column]:
+    factor = material.factors[network]
+    found = [frechet_infinity(one[network].blocks, factor) for one in material.sets]
+    return [[(one.value, one.standard_error) for one in found]]
 
 
 def _unconditional(network: Network, material: Material) -> list[Column]:
@@ -134,6 +151,7 @@ def _msp(network: Network, material: Material) -> list[Column]:
 _KINDS: dict[str, Callable[[Network, Material], list[Column]]] = {
     "frechet": _frechet,
     "kernel": _kernel,
+    "infinity": _infinity,
     "manifold": _manifold,
     "inception": _inception,
     "unconditional": _unconditional,

@@ -109,18 +109,24 @@ def _print(told: dict[str, Any]) -> None:
         [
             score["metric"],
             _number(score["mean"]),
-            *([_number(score["std"])] if several else []),
-            *([_number(value) for value in score["values"]] if several else []),
+            *([_number(score["std"]), *map(_number, score["values"])] if several else []),
             "–" if score["errors"] is None else f"±{_number(max(score['errors']))}",
             f"{score['images']:,}",
             score["detector"],
         ]
         for score in told["scores"]
     ]
-    print_table(
-        _title(told),
-        ["metric", "mean" if several else "value", *(["std"] if several else []), *sets, "error", "images", "detector"],
-        rows,
+    columns = ["metric", *(["mean", "std", *sets] if several else ["value"]), "error", "images", "detector"]
+    print_table(_title(told), columns, rows)
+    for one in told["differences"]:
+        click.echo(_say_difference(told, one))
+
+
+def _say_difference(told: dict[str, Any], one: dict[str, Any]) -> str:
+    interval = f"{one['level']:.0%} interval {_number(one['low'])} to {_number(one['high'])}"
+    verdict = "" if one["resolved"] else "; the interval holds 0, so the order of the two is not settled"
+    return (
+        f"{one['metric']} of {told['name']} less that of {one['versus']}: {_number(one['value'])}, {interval}{verdict}"
     )
 
 

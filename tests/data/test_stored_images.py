@@ -9,7 +9,7 @@ from PIL import Image
 from cedm_ray.data.decoding import ImagesConfig
 from cedm_ray.data.image_set import import_images, open_image_set
 from cedm_ray.data.stored_images import content_digest, open_stored
-from cedm_ray.errors import InputDataError
+from cedm_ray.errors import InputDataError, SecurityError
 
 
 def pixels_of(count, size=6, seed=0):
@@ -120,7 +120,6 @@ def test_empty_and_missing_places_say_so(tmp_path):
     ("arrays", "message"),
     [
         ({"labels": np.arange(3)}, "holds no images: its arrays are labels"),
-        ({"images": np.array([{"a": 1}, None], dtype=object)}, "holds Python objects, which are not read"),
         ({"images": pixels_of(3).astype(np.float32)}, r"images must be uint8 .*, got float32 \[3, 6, 6, 3\]"),
         ({"images": pixels_of(3)[:, :4]}, r"got uint8 \[3, 4, 6, 3\]"),
         ({"images": np.asfortranarray(pixels_of(3))}, "Fortran order"),
@@ -129,6 +128,12 @@ def test_empty_and_missing_places_say_so(tmp_path):
 def test_arrays_that_are_no_images_are_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(InputDataError, match=message):
+        open_stored(tmp_path / "a.npz")
+
+
+def test_pickled_objects_are_a_security_matter(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.array([{"a": 1}, None], dtype=object))
+    with pytest.raises(SecurityError, match="pickled Python objects and was not read"):
         open_stored(tmp_path / "a.npz")
 
 

@@ -35,7 +35,7 @@ def test_the_number_of_workers_changes_nothing(cluster, work, shown):
             np.testing.assert_allclose(one.statistics.outer, other.statistics.outer, rtol=1e-12)
             np.testing.assert_allclose(one.statistics.sum, other.statistics.sum, rtol=1e-12)
             assert one.statistics.count == 130
-            assert [block.count for block in one.blocks] == [65, 65]
+            assert [block.count for block in one.blocks] == [21] * 6
             np.testing.assert_array_equal(one.rows, other.rows)
     assert shown[-1] == Progress(task="samples", done=260, total=260, unit="images", ended=True)
 

@@ -59,10 +59,13 @@ def test_statistics_of_blocks_and_of_all_are_numpys(network, images, batch_size)
     ((found,),) = gather(work, run_here, shown.append)
     assert found.statistics.count == 130
     np.testing.assert_allclose(found.statistics.covariance, np.cov(features.T), rtol=1e-5)
-    assert len(found.blocks) == work.num_blocks == 2
+    # 130 images are 6 blocks of 21, and 4 are left over.
+    assert len(found.blocks) == work.num_blocks == 6
     for number, block in enumerate(found.blocks):
-        np.testing.assert_allclose(block.mean, features[number::2].mean(0), rtol=1e-6)
-    np.testing.assert_allclose(found.rows, np.concatenate([features[0::2], features[1::2]]), rtol=1e-6)
+        assert block.count == 21
+        np.testing.assert_allclose(block.mean, features[number:126:6].mean(0), rtol=1e-6)
+    in_blocks = [features[number:126:6] for number in range(6)]
+    np.testing.assert_allclose(found.rows, np.concatenate([*in_blocks, features[126:]]), rtol=1e-6)
     assert shown[-1] == Progress(task="samples", done=130, total=130, unit="images", ended=True)
     assert [event.done for event in shown] == sorted(event.done for event in shown)
 
@@ -85,10 +88,11 @@ def test_sets_are_disjoint_and_follow_each_other(network, images):
 
 
 def test_units_cover_every_image_once():
-    for num, sets in itertools.product((2, 3, 99, 100, 101, 5000), (1, 3)):
+    for num, sets in itertools.product((2, 3, 11, 12, 99, 100, 101, 5000), (1, 3)):
         work = work_on(FileImages(path="", batch_size=1), Network(spec="x"), ALL, num=num, sets=sets)
         positions = [position for unit in work.units for position in work.positions(unit)]
         assert sorted(positions) == list(range(num * sets))
+        assert len({len(work.positions((0, block))) for block in range(work.num_blocks)}) == 1
     assert work.num_blocks == 20
 
 

@@ -1,6 +1,5 @@
 """The verbs of one model. Those that need Ray are not run."""
 
-import json
 import zipfile
 
 import pytest
@@ -42,13 +41,3 @@ def test_a_place_that_cannot_be_written_ends_with_7(run, finished, tmp_path):
         code, _, err = run("sample", finished.path, "--num", "2", "--out", tmp_path / "file" / name, "-q")
         assert code == 7
         assert f"cannot write {tmp_path}/file/{name}" in err
-
-
-def test_evaluate_prints_the_distance_of_the_last_rung(run, finished):
-    code, out, _ = run("evaluate", finished.path, "--trial", UNCONDITIONAL, "--json", "-q")
-    told = json.loads(out)
-    assert code == 0
-    assert told["distance"] == finished.reports(UNCONDITIONAL)[-1].distance
-    code, out, _ = run("evaluate", finished.path, "--num", "8", "-q")
-    assert code == 0
-    assert dict(line.split(maxsplit=1) for line in out.splitlines())["num_samples"] == "8"

@@ -1,0 +1,121 @@
+"""From a request to its numbers, against NumPy and SciPy; and the record that answers the same question again."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from cedm_ray.search.evaluations import evaluate
+from cedm_ray.search.gathering import run_here
+from cedm_ray.search.model import find_model
+from cedm_ray.search.requests import Request
+from cedm_ray.search.results import UNCONDITIONAL, Notice
+
+
+def frechet(a, b):
+    root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+
+
+def refuse(work, show):
+    raise AssertionError("nothing is left to compute")
+
+
+@pytest.fixture
+def ask(tmp_path):
+    def call(source, *, run=run_here, show=lambda event: None, **asked):
+        return evaluate(Request(source=str(source), **asked), cache=tmp_path / "cache", run=run, show=show)
+
+    return call
+
+
+@pytest.fixture
+def sides(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, top, (count, 3, 8, 8), dtype=np.uint8) for top, count in ((200, 90), (256, 120))]
+    for name, side in zip(("images", "reference"), pixels, strict=True):
+        np.savez(tmp_path / f"{name}.npz", images=side)
+    return tmp_path / "images.npz", str(tmp_path / "reference.npz"), pixels
+
+
+def test_files_against_files_are_the_textbook_distance(ask, sides, color_network, study_tools):
+    images, reference, (mine, other) = sides
+    told = ask(images, reference=reference, detector=str(color_network))
+    (score,) = told["scores"]
+    expected = frechet(study_tools.mean_colors(mine), study_tools.mean_colors(other))
+    assert score["mean"] == pytest.approx(expected, rel=1e-4)
+    assert (score["metric"], score["detector"], score["std"]) == ("FD[mean_colors]", "mean_colors", None)
+    assert (told["num_samples"], told["seeds"], told["images_seen"]) == (90, None, None)
+    assert told["reference"]["images"] == 120
+
+
+def test_published_moments_give_the_same_distance(ask, sides, color_network, tmp_path, study_tools):
+    images, reference, (_, other) = sides
+    features = study_tools.mean_colors(other)
+    np.savez(tmp_path / "moments.npz", mu=features.mean(0), sigma=np.cov(features.T))
+    asked = {"detector": str(color_network), "metrics": ("fd", "fd_inf")}
+    found = ask(images, reference=str(tmp_path / "moments.npz"), **asked)
+    expected = ask(images, reference=reference, **asked)
+    for one, two in zip(found["scores"], expected["scores"], strict=True):
+        assert one["mean"] == pytest.approx(two["mean"], rel=1e-4)
+    assert found["reference"]["images"] is None
+
+
+def test_identical_sets_are_at_zero(ask, sides, color_network):
+    _, reference, _ = sides
+    told = ask(reference, reference=reference, detector=str(color_network), metrics=("fd", "prdc"))
+    values = {score["metric"].partition("[")[0]: score["mean"] for score in told["scores"]}
+    assert values["FD"] == pytest.approx(0, abs=1e-9)
+    assert values["precision"] == values["recall"] == values["coverage"] == 1
+
+
+def test_a_model_is_measured_on_disjoint_sets_of_its_seeds(ask, done, color_network, study_tools):
+    told = ask(done.path, trial=UNCONDITIONAL, num=20, sets=2, detector=str(color_network))
+    model = find_model(done, UNCONDITIONAL, "cpu", lambda event: None)
+    training = np.load(done.images / "pixels.npy")
+    for number, value in enumerate(told["scores"][0]["values"]):
+        images = np.concatenate(list(model.sample(range(20 * number, 20 * number + 20))))
+        expected = frechet(study_tools.mean_colors(images), study_tools.mean_colors(training))
+        assert value == pytest.approx(expected, rel=1e-2)
+    assert told["seeds"] == [[0, 19], [20, 39]]
+    assert (told["name"], told["num_clusters"], told["images_seen"]) == (UNCONDITIONAL, None, 512)
+
+
+def test_the_same_question_is_answered_from_the_record(ask, done):
+    asked = {"num": 16, "sets": 2, "metrics": ("fd", "kd", "msp", "ufd", "memorization")}
+    told = ask(done.path, **asked)
+    assert ask(done.path, run=refuse, **asked) == told
+    assert [score["metric"] for score in told["scores"]] == [
+        "FD[pixels]",
+        "KD[pixels]",
+        "MSP[pixels]",
+        "uFD[pixels]",
+        "memorized[pixels]",
+        "similarity[pixels]",
+    ]
+    (record,) = (done.path / "evaluations").iterdir()
+    assert record.name.startswith(f"{told['name']}-")
+
+
+def test_two_models_are_compared_on_common_seeds(ask, done):
+    told = ask(done.path, num=24, sets=1, versus=UNCONDITIONAL)
+    mine = told["scores"][0]["mean"]
+    other = ask(done.path, num=24, sets=1, trial=UNCONDITIONAL)["scores"][0]["mean"]
+    (difference,) = told["differences"]
+    assert difference["value"] == pytest.approx(mine - other, rel=1e-6)
+    assert difference["low"] < difference["value"] < difference["high"]
+    assert difference["versus"] == UNCONDITIONAL
+
+
+def test_novelty_is_held_against_test_images(ask, done, sides):
+    told = ask(done.path, num=16, sets=1, metrics=("auroc", "memorization"), test=str(sides[0]))
+    names = [score["metric"] for score in told["scores"]]
+    assert names == ["AUROC[pixels]", "memorized[pixels]", "similarity[pixels]", "memorized test[pixels]"]
+    assert all(0 <= score["mean"] <= 1 for score in told["scores"] if not score["metric"].startswith("sim"))
+
+
+def test_images_all_alike_are_said_to_be(ask, sides, color_network, tmp_path):
+    np.savez(tmp_path / "alike.npz", images=np.full((30, 3, 8, 8), 7, dtype=np.uint8))
+    shown = []
+    told = ask(tmp_path / "alike.npz", reference=sides[1], detector=str(color_network), show=shown.append)
+    assert told["collapsed"]
+    assert any(isinstance(event, Notice) and "all alike" in event.text for event in shown)
