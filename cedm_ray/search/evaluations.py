@@ -6,20 +6,24 @@ was measured of a study's model is kept in the study as a record, so that the sa
 Shapes: n generated images of a set, N reference images, D feature width.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cedm_ray.errors import ConfigurationError
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import frechet_reference
-from cedm_ray.metrics.uncertainty import SeedSets
+from cedm_ray.metrics.measurement import Measurement
+from cedm_ray.metrics.measurement import difference as difference_of
 from cedm_ray.search.clustering_head import open_head
 from cedm_ray.search.gathering import BATCH, MAX_ROWS, FileImages, Keep, Network, Runner, gather
 from cedm_ray.search.references import Moments, all_features, training_features
 from cedm_ray.search.requests import Plan, Request, settle
 from cedm_ray.search.results import Notice, Show
-from cedm_ray.search.scores import Score, names
+from cedm_ray.search.scores import Score, names, read_measurement
 from cedm_ray.search.values import Material, difference, is_collapsed, values
 
 
@@ -42,6 +46,31 @@ def evaluate(request: Request, *, cache: Path, run: Runner, show: Show) -> dict[
     if plan.model is not None:
         plan.home.study.write_evaluation(plan.name, key, told)
     return told
+
+
+def compare(told: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was measured less what was measured earlier, for every metric that both have; each as plain values of
+    `MeasuredDifference` with the metric's name.
+
+    told, earlier: results of `evaluate`. Raises ConfigurationError, saying what differs, where two numbers of one name
+    do not compare, and where no name is in both.
+    """
+    try:
+        before = {score["metric"]: read_measurement(score) for score in earlier["scores"]}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"what is compared with is no result of cedm-ray evaluate --json: {error}") from None
+    found = []
+    for score in told["scores"]:
+        if score["metric"] in before:
+            try:
+                one = difference_of(read_measurement(score), before[score["metric"]])
+            except ValueError as error:
+                mend = "measure both with the same --detector, --num and --reference"
+                raise ConfigurationError(f"{score['metric']}: {error}", mend=mend) from None
+            found.append({"metric": score["metric"], **dataclasses.asdict(one)})
+    if not found:
+        raise ConfigurationError(f"no metric is in both; the earlier ones are: {', '.join(before)}")
+    return found
 
 
 def _gather(plan: Plan, opened: dict[Network, Extractor], run: Runner, show: Show) -> Material:
@@ -112,12 +141,18 @@ def _scores(plan: Plan, opened: dict[Network, Extractor], material: Material) ->
         columns = values(measure, network, material)
         for name, column in zip(names(measure, network, with_test=plan.test is not None), columns, strict=True):
             errors = tuple(error for _, error in column)
+            measurement = Measurement(
+                metric=name,
+                detector=opened[network].key,
+                num_samples=plan.num,
+                reference="" if measure.kind in ("inception", "msp") else plan.reference.digest,
+                values=tuple(value for value, _ in column),
+                seeds=plan.seeds,
+            )
             scores.append(
                 Score(
-                    metric=name,
-                    detector=opened[network].name,
-                    key=opened[network].key,
-                    values=tuple(value for value, _ in column),
+                    measurement=measurement,
+                    network=opened[network].name,
                     errors=None if None in errors else errors,
                     images=min(plan.num, measure.keep.rows or plan.num),
                 )
@@ -134,14 +169,13 @@ def _tell(plan: Plan, scores: list[Score], material: Material) -> dict[str, Any]
     are all alike.
     """
     meaning = plan.model.meaning if plan.model is not None else None
-    seeds = SeedSets(first_seed=plan.first_seed, num_samples=plan.num, num_sets=plan.sets).ranges if meaning else None
     return {
         "name": plan.name,
         "num_clusters": meaning.num_clusters if meaning else None,
         "images_seen": plan.model.images_seen if meaning else None,
         "sampling": meaning.sampling.model_dump(mode="json") if meaning else None,
         "num_samples": plan.num,
-        "seeds": None if seeds is None else [[own[0], own[-1]] for own in seeds],
+        "seeds": None if plan.seeds is None else [[own[0], own[-1]] for own in plan.seeds],
         "reference": {"name": plan.reference.name, "digest": plan.reference.digest, "images": plan.reference.count},
         "scores": [score.to_json() for score in scores],
         "differences": _differences(plan, material),

@@ -12,6 +12,7 @@ from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.data.stored_images import StoredImages, open_stored
 from cedm_ray.errors import ConfigurationError, InputDataError
 from cedm_ray.features.extractors import Extractor, absolute_spec
+from cedm_ray.metrics.uncertainty import SeedSets
 from cedm_ray.search.gathering import (
     BATCH,
     BLOCKS,
@@ -97,6 +98,13 @@ class Plan:
     @property
     def first_seed(self) -> int:
         return self.home.space.evaluation.first_seed
+
+    @property
+    def seeds(self) -> tuple[range, ...] | None:
+        """The seeds of each set; None for files."""
+        if self.model is None:
+            return None
+        return SeedSets(first_seed=self.first_seed, num_samples=self.num, num_sets=self.sets).ranges
 
     @property
     def keeps(self) -> dict[Network, Keep]:

@@ -8,14 +8,14 @@ Shapes: n generated images of a set, N reference images, D feature width, R kept
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.features.extractors import distance_name, extractor_name
-from cedm_ray.metrics.uncertainty import summarize_sets
+from cedm_ray.metrics.measurement import Measurement
 from cedm_ray.search.gathering import MAX_ROWS, PROBABILITIES, Keep, Network
 
 _SUMS, _BLOCKS, _ROWS, _NOTHING = Keep(statistics=True), Keep(statistics=True, blocks=True), Keep(rows=MAX_ROWS), Keep()
@@ -142,29 +142,23 @@ def names(measure: Measure, network: Network, *, with_test: bool = False) -> tup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """One number over the sets.
+    """One measurement, and what stands beside it.
 
-    metric: its name. detector: the network's name. key: of the network. values: one a set. errors: standard errors of
-    the values where the measure knows them, else None. images: how many images of a set it was computed from.
+    network: its name. errors: standard errors of the values where the measure knows them, else None. images: how many
+    images of a set the values were computed from.
     """
 
-    metric: str
-    detector: str
-    key: str
-    values: tuple[float, ...]
+    measurement: Measurement
+    network: str
     errors: tuple[float, ...] | None
     images: int
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, with mean and sample standard deviation over the sets (None for one set)."""
-        summary = summarize_sets(self.values)
-        return {
-            "metric": self.metric,
-            "detector": self.detector,
-            "detector_key": self.key,
-            "mean": summary.mean,
-            "std": summary.std,
-            "values": list(self.values),
-            "errors": None if self.errors is None else list(self.errors),
-            "images": self.images,
-        }
+        """As plain values."""
+        errors = None if self.errors is None else list(self.errors)
+        return self.measurement.to_json() | {"network": self.network, "errors": errors, "images": self.images}
+
+
+def read_measurement(told: Mapping[str, Any]) -> Measurement:
+    """The measurement of a score's plain values. Raises ValueError for anything else."""
+    return Measurement.from_json({name: told[name] for name in told if name not in ("network", "errors", "images")})

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,6 +28,12 @@ from cedm_ray.verbs.options import options
     "--weights", metavar="[NAME=]FILE", multiple=True, help="Take the weights of the detector, or of NAME, from a file."
 )
 @click.option("--versus", metavar="TRIAL", help="Also compare the distance with another trial's, on the same seeds.")
+@click.option(
+    "--against",
+    metavar="JSON",
+    type=click.Path(path_type=Path),
+    help="Also compare with an earlier result (--json), if its numbers are of the same kind.",
+)
 @click.option("--test", metavar="PATH", help="Images that the model was not trained on, for auroc.")
 @options("trial", "address", "quiet", "json")
 def evaluate(
@@ -38,6 +45,7 @@ def evaluate(
     detector: str | None,
     weights: tuple[str, ...],
     versus: str | None,
+    against: Path | None,
     test: str | None,
     trial: str | None,
     address: str | None,
@@ -55,8 +63,11 @@ def evaluate(
     $RAY_ADDRESS names one or this machine has several GPUs.
     """
     from cedm_ray.features.weight_files import cache_folder
+    from cedm_ray.search.curves import efficiency
+    from cedm_ray.search.evaluations import compare
     from cedm_ray.search.evaluations import evaluate as measure
     from cedm_ray.search.requests import Request
+    from cedm_ray.search.study import Study
     from cedm_ray.terminal import Display
 
     request = Request(
@@ -73,8 +84,14 @@ def evaluate(
     )
     if metrics is not None and not request.metrics:
         raise ConfigurationError("--metrics names none", mend="name them with commas between: --metrics fd,prdc")
+    earlier = None if against is None else _read(against)
     with Display(quiet=quiet) as show, _runner(address) as run:
         told = measure(request, cache=cache_folder(), run=run, show=show)
+    study = Study(Path(source))
+    told |= {
+        "efficiency": efficiency(study, told["name"]) if study.exists else None,
+        "against": [] if earlier is None else compare(told, earlier),
+    }
     if as_json:
         click.echo(json.dumps(told, indent=2))
     else:
@@ -112,7 +129,7 @@ def _print(told: dict[str, Any]) -> None:
             *([_number(score["std"]), *map(_number, score["values"])] if several else []),
             "–" if score["errors"] is None else f"±{_number(max(score['errors']))}",
             f"{score['images']:,}",
-            score["detector"],
+            score["network"],
         ]
         for score in told["scores"]
     ]
@@ -120,6 +137,11 @@ def _print(told: dict[str, Any]) -> None:
     print_table(_title(told), columns, rows)
     for one in told["differences"]:
         click.echo(_say_difference(told, one))
+    for one in told["against"]:
+        error = "" if one["standard_error"] is None else f" ± {_number(one['standard_error'])}"
+        click.echo(f"{one['metric']} less the earlier one: {_number(one['value'])}{error}")
+    if told["efficiency"] is not None:
+        click.echo(_say_efficiency(told["name"], told["efficiency"]))
 
 
 def _say_difference(told: dict[str, Any], one: dict[str, Any]) -> str:
@@ -128,6 +150,23 @@ def _say_difference(told: dict[str, Any], one: dict[str, Any]) -> str:
     return (
         f"{one['metric']} of {told['name']} less that of {one['versus']}: {_number(one['value'])}, {interval}{verdict}"
     )
+
+
+def _say_efficiency(name: str, found: dict[str, Any]) -> str:
+    baseline = f"the unconditional model's best distance at a rung, {_number(found['target'])}"
+    if found["factor"] is None:
+        return f"Sample efficiency: {name} has not reached {baseline}"
+    bound = "at least " if found["at_first"] else ""
+    return (
+        f"Sample efficiency: {name} reaches {baseline}, with {bound}{found['factor']:.3g} times fewer training images"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot read {path.absolute()}: {error}") from None
 
 
 def _title(told: dict[str, Any]) -> str:

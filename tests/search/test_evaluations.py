@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from cedm_ray.search.evaluations import evaluate
+from cedm_ray.errors import ConfigurationError
+from cedm_ray.search.evaluations import compare, evaluate
 from cedm_ray.search.gathering import run_here
 from cedm_ray.search.model import find_model
 from cedm_ray.search.requests import Request
@@ -43,7 +44,7 @@ def test_files_against_files_are_the_textbook_distance(ask, sides, color_network
     (score,) = told["scores"]
     expected = frechet(study_tools.mean_colors(mine), study_tools.mean_colors(other))
     assert score["mean"] == pytest.approx(expected, rel=1e-4)
-    assert (score["metric"], score["detector"], score["std"]) == ("FD[mean_colors]", "mean_colors", None)
+    assert (score["metric"], score["network"], score["std"]) == ("FD[mean_colors]", "mean_colors", None)
     assert (told["num_samples"], told["seeds"], told["images_seen"]) == (90, None, None)
     assert told["reference"]["images"] == 120
 
@@ -119,3 +120,17 @@ def test_images_all_alike_are_said_to_be(ask, sides, color_network, tmp_path):
     told = ask(tmp_path / "alike.npz", reference=sides[1], detector=str(color_network), show=shown.append)
     assert told["collapsed"]
     assert any(isinstance(event, Notice) and "all alike" in event.text for event in shown)
+
+
+def test_only_like_is_compared_with_like(ask, done, color_network):
+    first = ask(done.path, num=16, sets=2)
+    again = ask(done.path, num=16, sets=2, trial=UNCONDITIONAL)
+    (found,) = compare(first, again)
+    assert found["value"] == pytest.approx(first["scores"][0]["mean"] - again["scores"][0]["mean"])
+    assert found["paired"]
+    with pytest.raises(ConfigurationError, match=r"differ in the number of images \(16 and 20\)"):
+        compare(first, ask(done.path, num=20, sets=2))
+    with pytest.raises(ConfigurationError, match="no metric is in both"):
+        compare(first, ask(done.path, num=16, detector=str(color_network)))
+    with pytest.raises(ConfigurationError, match="no result of cedm-ray evaluate"):
+        compare(first, {"scores": [{"metric": "FID"}]})

@@ -3,8 +3,9 @@
 import pytest
 
 from cedm_ray.errors import ConfigurationError
+from cedm_ray.metrics.measurement import Measurement
 from cedm_ray.search.gathering import PROBABILITIES, Network
-from cedm_ray.search.scores import MEASURES, Score, choose, names, network_of
+from cedm_ray.search.scores import MEASURES, Score, choose, names, network_of, read_measurement
 
 
 def named(word, detector="inception", extractor="pixels"):
@@ -82,9 +83,16 @@ def test_a_detector_that_contradicts_a_measure_is_refused_only_where_it_was_name
     assert choose(["fid", "fd"], detector="inception", is_given=True)
 
 
-def test_a_score_has_the_scatter_over_its_sets():
-    common = {"metric": "FID", "detector": "inception", "key": "k", "errors": None, "images": 10}
-    told = Score(values=(1.0, 2.0, 4.5), **common).to_json()
+def test_a_score_travels_as_plain_values():
+    measurement = Measurement(
+        metric="FID",
+        detector="key",
+        num_samples=10,
+        reference="digest",
+        values=(1.0, 2.0, 4.5),
+        seeds=(range(10), range(10, 20), range(20, 30)),
+    )
+    told = Score(measurement=measurement, network="inception", errors=None, images=10).to_json()
     assert told["mean"] == 2.5
     assert told["std"] == pytest.approx(((1.5**2 + 0.5**2 + 2**2) / 2) ** 0.5)
-    assert Score(values=(1.0,), **common).to_json()["std"] is None
+    assert read_measurement(told) == measurement

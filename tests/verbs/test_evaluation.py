@@ -33,7 +33,8 @@ def test_a_study_gets_a_table_and_the_same_again(run, done):
     assert "seeds 0-15, 16-31, against 300 images of" in title
     assert head.split() == ["metric", "mean", "std", "set", "1", "set", "2", "error", "images", "detector"]
     assert first.split()[0] == "FD[pixels]"
-    assert len(rest) == 4
+    assert len(rest) == 5
+    assert rest[-1].startswith("Sample efficiency: ")
     assert run(*asked, "-q")[1] == out
 
 
@@ -58,8 +59,22 @@ def test_files_against_a_study(run, finished, folder):
 def test_versus_prints_the_interval(run, done):
     code, out, _ = run("evaluate", done.path, "--num", "24", "--sets", "1", "--versus", UNCONDITIONAL, "-q")
     assert code == 0
-    assert f"less that of {UNCONDITIONAL}: " in out.splitlines()[-1]
-    assert "95% interval" in out.splitlines()[-1]
+    (line,) = [line for line in out.splitlines() if f"less that of {UNCONDITIONAL}: " in line]
+    assert "95% interval" in line
+
+
+def test_an_earlier_result_is_compared_or_refused(run, done, tmp_path):
+    asked = ("evaluate", done.path, "--sets", "2", "-q")
+    (tmp_path / "earlier.json").write_text(run(*asked, "--num", "16", "--json")[1])
+    code, out, _ = run(*asked, "--num", "16", "--against", tmp_path / "earlier.json")
+    assert code == 0
+    assert "FD[pixels] less the earlier one: 0 ± 0" in out
+    code, out, err = run(*asked, "--num", "18", "--against", tmp_path / "earlier.json")
+    assert (code, out) == (2, "")
+    assert "do not compare: they differ in the number of images (18 and 16)" in err
+    code, _, err = run(*asked, "--num", "18", "--against", tmp_path / "none.json")
+    assert code == 2
+    assert "none.json" in err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,200 @@
+"""How much faster is a distance from images in memory than one by way of PNG files, and what memory does it take?
+
+Both sides measure the same generated 32-pixel images (Gaussian blobs and noise; what they show does not matter to the
+time) with the same network against the same reference moments, on one CPU thread. Ours hands batches to the network and
+adds up sums. The other side does what a folder-based evaluation does, as a plain implementation of our own in the manner
+of pytorch-fid (no line of it): write every image as PNG, read the folder through a DataLoader, keep all features, and
+take NumPy's mean and covariance and scipy's matrix square root. Its network gets the same batches in the same format,
+so that what differs is the way of the images, the features and the distance alone.
+
+    python benchmarks/evaluation.py --network ../shared/weights/cifar10_resnet56.pt
+
+The two sides take turns within chunks of 2,000 images, so that a machine that slows down slows both; CPU time is
+compared. Memory is that of processes of their own, for 2,000 and 10,000 images made batch by batch: the highest resident
+size above that before the first image. Expected: at least 1.5 times, no file written, and no growth with the number of
+images. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+import torch
+from PIL import Image
+
+from cedm_ray.features.torchscript import load_torchscript
+from cedm_ray.metrics.frechet import frechet_distance, frechet_reference
+from cedm_ray.metrics.statistics import FeatureStatistics
+
+SIDE = 32
+
+
+def generated(count: int, batch: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Smooth noise, uint8 [b, 3, 32, 32] a batch: it compresses about as natural images do."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, count, batch):
+        size = min(batch, count - start)
+        coarse = torch.from_numpy(rng.normal(size=(size, 3, 8, 8)).astype(np.float32))
+        smooth = torch.nn.functional.interpolate(coarse, size=SIDE, mode="bicubic")
+        fine = torch.from_numpy(rng.normal(size=(size, 3, SIDE, SIDE)).astype(np.float32))
+        yield ((smooth + 0.15 * fine) * 50 + 128).clip(0, 255).to(torch.uint8).numpy()
+
+
+class Files(torch.utils.data.Dataset):
+    """The images of a folder, uint8 [3, 32, 32] each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("*.png"))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = Image.open(self.paths[index]).convert("RGB")
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+class Ours:
+    """Batches to the network, features to sums."""
+
+    def __init__(self, network, reference: FeatureStatistics) -> None:
+        self.network, self.factor = network, frechet_reference(reference)
+        self.total = FeatureStatistics.empty(reference.dim)
+
+    def measure(self, batches: list[np.ndarray]) -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                self.total = self.total + FeatureStatistics.of(self.network(torch.from_numpy(batch)))
+
+    def finish(self) -> float:
+        return frechet_distance(self.total, self.factor)
+
+
+class ByFiles:
+    """Batches to PNG files, files to features, features kept."""
+
+    def __init__(self, network, reference: FeatureStatistics, folder: Path, batch: int) -> None:
+        self.network, self.folder, self.batch = network, folder, batch
+        self.mean, self.covariance = reference.mean.numpy(), reference.covariance.numpy()
+        self.features: list[np.ndarray] = []
+        self.written = 0
+
+    def measure(self, batches: list[np.ndarray]) -> None:
+        folder = self.folder / f"{self.written:08d}"
+        folder.mkdir()
+        for batch in batches:
+            for image in batch:
+                Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{self.written:08d}.png")
+                self.written += 1
+        with torch.inference_mode():
+            for images in torch.utils.data.DataLoader(Files(folder), batch_size=self.batch):
+                self.features.append(self.network(images).cpu().numpy())
+
+    def finish(self) -> float:
+        features = np.concatenate(self.features).astype(np.float64)
+        mean, covariance = features.mean(axis=0), np.cov(features, rowvar=False)
+        root = scipy.linalg.sqrtm(covariance @ self.covariance)
+        trace = np.trace(covariance) + np.trace(self.covariance) - 2 * np.trace(root).real
+        return float((mean - self.mean) @ (mean - self.mean) + trace)
+
+
+def open_network(path: Path):
+    torch.set_num_threads(1)
+    return load_torchscript(path, torch.device("cpu"))
+
+
+def reference_of(network, batch: int) -> FeatureStatistics:
+    with torch.inference_mode():
+        parts = [FeatureStatistics.of(network(torch.from_numpy(one))) for one in generated(2000, batch, seed=1)]
+    return sum(parts[1:], parts[0])
+
+
+def peak_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure_memory(network_path: Path, count: int, batch: int) -> None:
+    """In a process of its own: print the growth of the highest resident size in KiB."""
+    network = open_network(network_path)
+    ours = Ours(network, reference_of(network, batch))
+    before = peak_kib()
+    for images in generated(count, batch):
+        ours.measure([images])
+    distance = ours.finish()
+    print(json.dumps({"before_kib": before, "peak_kib": peak_kib(), "distance": distance}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--network", type=Path, default=Path("../shared/weights/cifar10_resnet56.pt"))
+    parser.add_argument("--num", type=int, default=10_000, help="images (default 10,000)")
+    parser.add_argument("--batch", type=int, default=256, help="images a batch (default 256)")
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of is not None:
+        measure_memory(options.network, options.memory_of, options.batch)
+        return
+    network = open_network(options.network)
+    reference = reference_of(network, options.batch)
+    images = list(generated(options.num, options.batch))
+    chunk = max(1, 2000 // options.batch)
+    with tempfile.TemporaryDirectory() as folder:
+        ours, files = Ours(network, reference), ByFiles(network, reference, Path(folder), options.batch)
+        sides = {"in memory": ours, "by files": files}
+        cpu, wall, value = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0.0), {}
+        steps = [images[start : start + chunk] for start in range(0, len(images), chunk)]
+        for number, step in enumerate([*steps, None]):
+            # Whoever goes first changes from turn to turn.
+            for name in sorted(sides, reverse=bool(number % 2)):
+                cpu_start, wall_start = time.process_time(), time.perf_counter()
+                if step is None:
+                    value[name] = sides[name].finish()
+                else:
+                    sides[name].measure(step)
+                cpu[name] += time.process_time() - cpu_start
+                wall[name] += time.perf_counter() - wall_start
+    for name in sides:
+        print(f"{name:<10} {cpu[name]:8.2f} s CPU {wall[name]:8.2f} s wall   d² = {value[name]:.10g}")
+    memory = {}
+    for count in (options.num // 5, options.num):
+        command = [sys.executable, __file__, "--network", str(options.network), "--memory-of", str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        memory[count] = json.loads(done.stdout)
+        grown = (memory[count]["peak_kib"] - memory[count]["before_kib"]) / 1024
+        print(
+            f"{count:>7,} images: {memory[count]['peak_kib'] / 1024:,.1f} MiB at most, {grown:.1f} MiB above the start"
+        )
+    few, many = (memory[count]["peak_kib"] for count in sorted(memory))
+    result = {
+        "benchmark": "evaluation",
+        "num": options.num,
+        "ratio": round(cpu["by files"] / cpu["in memory"], 2),
+        "ratio_wall": round(wall["by files"] / wall["in memory"], 2),
+        "cpu_s": cpu,
+        "wall_s": wall,
+        "relative_difference": abs(value["in memory"] / value["by files"] - 1),
+        "files_written": {"in memory": 0, "by files": files.written},
+        "peak_kib": {str(count): found["peak_kib"] for count, found in memory.items()},
+        "peak_growth": round(many / few - 1, 4),
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "load_average": os.getloadavg()[0],
+            "torch": torch.__version__,
+        },
+    }
+    print("\n" + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
