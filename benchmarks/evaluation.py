@@ -1,18 +1,18 @@
 """How much faster is a distance from images in memory than one by way of PNG files, and what memory does it take?
 
-Both sides measure the same generated 32-pixel images (Gaussian blobs and noise; what they show does not matter to the
-time) with the same network against the same reference moments, on one CPU thread. Ours hands batches to the network and
-adds up sums. The other side does what a folder-based evaluation does, as a plain implementation of our own in the manner
-of pytorch-fid (no line of it): write every image as PNG, read the folder through a DataLoader, keep all features, and
-take NumPy's mean and covariance and scipy's matrix square root. Its network gets the same batches in the same format,
-so that what differs is the way of the images, the features and the distance alone.
+Every side measures the same generated 32-pixel images (smooth noise, which compresses about as natural images do) with
+the same network against the same reference, on one CPU thread. Ours is what a search does at a rung: batches to the
+network, features to sums that add. The other side is a plain implementation of our own of what folder-based evaluations
+such as pytorch-fid do: write every image as PNG, read the folder through a DataLoader, keep all features, then NumPy's
+mean and covariance and scipy's matrix square root. It runs with 50 images a batch, pytorch-fid's default, and with
+256; the first is what the ratio is taken against.
 
     python benchmarks/evaluation.py --network ../shared/weights/cifar10_resnet56.pt
 
-The two sides take turns within chunks of 2,000 images, so that a machine that slows down slows both; CPU time is
-compared. Memory is that of processes of their own, for 2,000 and 10,000 images made batch by batch: the highest resident
-size above that before the first image. Expected: at least 1.5 times, no file written, and no growth with the number of
-images. The last line is JSON.
+The sides take turns within chunks of 2,000 images, so that a machine that slows down slows all; CPU time is compared.
+Memory is that of processes of their
+own, for 2,000 and 10,000 images made batch by batch: the highest resident size. No file is written by ours. The last
+line is JSON.
 """
 
 import argparse
@@ -32,11 +32,13 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from cedm_ray.features.torchscript import load_torchscript
-from cedm_ray.metrics.frechet import frechet_distance, frechet_reference
+from cedm_ray.features.network import Extractor
+from cedm_ray.features.torchscript import open_torchscript
 from cedm_ray.metrics.statistics import FeatureStatistics
+from cedm_ray.search.evaluate import distance_to, image_statistics
 
 SIDE = 32
+FILE_BATCHES = (50, 256)
 
 
 def generated(count: int, batch: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -65,26 +67,25 @@ class Files(torch.utils.data.Dataset):
 
 
 class Ours:
-    """Batches to the network, features to sums."""
+    """As a rung is measured."""
 
-    def __init__(self, network, reference: FeatureStatistics) -> None:
-        self.network, self.factor = network, frechet_reference(reference)
+    def __init__(self, network: Extractor, reference: FeatureStatistics) -> None:
+        self.network, self.reference = network, reference
         self.total = FeatureStatistics.empty(reference.dim)
 
     def measure(self, batches: list[np.ndarray]) -> None:
-        with torch.inference_mode():
-            for batch in batches:
-                self.total = self.total + FeatureStatistics.of(self.network(torch.from_numpy(batch)))
+        self.total = self.total + image_statistics(batches, self.network)
 
     def finish(self) -> float:
-        return frechet_distance(self.total, self.factor)
+        return distance_to(self.reference, self.total)[0]
 
 
 class ByFiles:
     """Batches to PNG files, files to features, features kept."""
 
-    def __init__(self, network, reference: FeatureStatistics, folder: Path, batch: int) -> None:
-        self.network, self.folder, self.batch = network, folder, batch
+    def __init__(self, network: Extractor, reference: FeatureStatistics, folder: Path, batch: int) -> None:
+        self.network, self.folder, self.batch = network, folder / f"by-{batch}", batch
+        self.folder.mkdir()
         self.mean, self.covariance = reference.mean.numpy(), reference.covariance.numpy()
         self.features: list[np.ndarray] = []
         self.written = 0
@@ -108,15 +109,9 @@ class ByFiles:
         return float((mean - self.mean) @ (mean - self.mean) + trace)
 
 
-def open_network(path: Path):
+def open_network(path: Path) -> Extractor:
     torch.set_num_threads(1)
-    return load_torchscript(path, torch.device("cpu"))
-
-
-def reference_of(network, batch: int) -> FeatureStatistics:
-    with torch.inference_mode():
-        parts = [FeatureStatistics.of(network(torch.from_numpy(one))) for one in generated(2000, batch, seed=1)]
-    return sum(parts[1:], parts[0])
+    return open_torchscript(path, path.stem, SIDE, torch.device("cpu"))
 
 
 def peak_kib() -> int:
@@ -126,7 +121,8 @@ def peak_kib() -> int:
 def measure_memory(network_path: Path, count: int, batch: int) -> None:
     """In a process of its own: print the growth of the highest resident size in KiB."""
     network = open_network(network_path)
-    ours = Ours(network, reference_of(network, batch))
+    few = image_statistics(generated(200, 50, seed=1), network)
+    ours = Ours(network, few)
     before = peak_kib()
     for images in generated(count, batch):
         ours.measure([images])
@@ -145,17 +141,19 @@ def main() -> None:
         measure_memory(options.network, options.memory_of, options.batch)
         return
     network = open_network(options.network)
-    reference = reference_of(network, options.batch)
+    reference = image_statistics(generated(2000, options.batch, seed=1), network)
     images = list(generated(options.num, options.batch))
     chunk = max(1, 2000 // options.batch)
     with tempfile.TemporaryDirectory() as folder:
-        ours, files = Ours(network, reference), ByFiles(network, reference, Path(folder), options.batch)
-        sides = {"in memory": ours, "by files": files}
+        sides = {"in memory": Ours(network, reference)}
+        for batch in FILE_BATCHES:
+            sides[f"by files, {batch} a batch"] = ByFiles(network, reference, Path(folder), batch)
         cpu, wall, value = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0.0), {}
         steps = [images[start : start + chunk] for start in range(0, len(images), chunk)]
         for number, step in enumerate([*steps, None]):
             # Whoever goes first changes from turn to turn.
-            for name in sorted(sides, reverse=bool(number % 2)):
+            names = list(sides)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
                 cpu_start, wall_start = time.process_time(), time.perf_counter()
                 if step is None:
                     value[name] = sides[name].finish()
@@ -164,26 +162,26 @@ def main() -> None:
                 cpu[name] += time.process_time() - cpu_start
                 wall[name] += time.perf_counter() - wall_start
     for name in sides:
-        print(f"{name:<10} {cpu[name]:8.2f} s CPU {wall[name]:8.2f} s wall   d² = {value[name]:.10g}")
+        print(f"{name:<26} {cpu[name]:8.2f} s CPU {wall[name]:8.2f} s wall   d² = {value[name]:.10g}")
     memory = {}
     for count in (options.num // 5, options.num):
         command = [sys.executable, __file__, "--network", str(options.network), "--memory-of", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         memory[count] = json.loads(done.stdout)
         grown = (memory[count]["peak_kib"] - memory[count]["before_kib"]) / 1024
-        print(
-            f"{count:>7,} images: {memory[count]['peak_kib'] / 1024:,.1f} MiB at most, {grown:.1f} MiB above the start"
-        )
+        print(f"{count:>7,} images: {memory[count]['peak_kib'] / 1024:,.1f} MiB at most, {grown:.1f} above the start")
     few, many = (memory[count]["peak_kib"] for count in sorted(memory))
+    ours, *others = sides
     result = {
         "benchmark": "evaluation",
         "num": options.num,
-        "ratio": round(cpu["by files"] / cpu["in memory"], 2),
-        "ratio_wall": round(wall["by files"] / wall["in memory"], 2),
+        "ratio": round(cpu[others[0]] / cpu[ours], 2),
+        "ratio_larger_batch": round(cpu[others[1]] / cpu[ours], 2),
+        "ratio_wall": round(wall[others[0]] / wall[ours], 2),
         "cpu_s": cpu,
         "wall_s": wall,
-        "relative_difference": abs(value["in memory"] / value["by files"] - 1),
-        "files_written": {"in memory": 0, "by files": files.written},
+        "relative_difference": abs(value[ours] / value[others[0]] - 1),
+        "files_written": {name: getattr(side, "written", 0) for name, side in sides.items()},
         "peak_kib": {str(count): found["peak_kib"] for count, found in memory.items()},
         "peak_growth": round(many / few - 1, 4),
         "machine": {

@@ -24,6 +24,7 @@ from cedm_ray.errors import ConfigurationError, TryAgainError
 from cedm_ray.features.extractors import Extractor, open_extractor
 from cedm_ray.features.inception import open_inception_classifier
 from cedm_ray.metrics.statistics import FeatureStatistics
+from cedm_ray.search.evaluate import features_of
 from cedm_ray.search.model import find_model
 from cedm_ray.search.results import Progress, Show
 from cedm_ray.search.study import Study
@@ -230,10 +231,8 @@ class Worker:
         done = 0
         for batch in self.work.subject.batches(positions, self._source):
             places = np.asarray(positions[done : done + len(batch)]) - first
-            # A copy, because torch does not take the read-only memory of an image set.
-            pixels = torch.from_numpy(np.array(batch))
             for index, (network, keep) in enumerate(zip(self._networks, self.work.keeps, strict=True)):
-                features = network(pixels.to(network.device))
+                features = features_of(network, batch)
                 if keep.statistics or keep.blocks:
                     found = FeatureStatistics.of(features)
                     totals[index] = found if totals[index] is None else totals[index] + found
