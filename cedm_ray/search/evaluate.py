@@ -13,7 +13,7 @@ from pydantic import Field
 from cedm_ray.config import Config
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.features.extractors import Extractor
-from cedm_ray.metrics.frechet import collapsed, frechet_distance, frechet_reference
+from cedm_ray.metrics.frechet import ReferenceFactor, collapsed, frechet_distance, frechet_reference
 from cedm_ray.metrics.statistics import FeatureStatistics
 
 
@@ -84,13 +84,14 @@ def merged_over_workers(statistics: FeatureStatistics) -> FeatureStatistics:
     return FeatureStatistics(count=int(parts[0].item()), sum=parts[1], outer=parts[2])
 
 
-def distance_to(reference: FeatureStatistics, generated: FeatureStatistics) -> tuple[float, bool]:
+def distance_to(reference: FeatureStatistics | ReferenceFactor, generated: FeatureStatistics) -> tuple[float, bool]:
     """(Fréchet distance, whether the generated images are all alike). Raises ValueError for features that do not fit.
 
-    Computed on the CPU, where the eigenvalues of a 2048 x 2048 matrix take a second and are the same on every cluster.
+    Give the reference as a factor where it is used more than once. Computed on the CPU, where the eigenvalues of a
+    2048 x 2048 matrix take a second and are the same on every cluster.
     """
     generated = FeatureStatistics.from_arrays(generated.to_arrays())
-    factor = frechet_reference(reference)
+    factor = reference if isinstance(reference, ReferenceFactor) else frechet_reference(reference)
     return frechet_distance(generated, factor), collapsed(generated, factor)
 
 

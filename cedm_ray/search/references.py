@@ -53,23 +53,26 @@ class Reference:
         if not missing:
             return _summary(found)
         wanted = Keep(statistics="statistics" in missing, rows=keep.rows if "rows" in missing else 0)
-        work = Work(
-            task="reference",
-            subject=self.subject,
-            num_sets=1,
-            num_images=self.count,
-            networks=(network,),
-            keeps=(wanted,),
-            fitted_on=self.fitted_on,
-            image_size=self.image_size,
-            pixel_components=self.pixel_components,
-        )
-        ((computed,),) = gather(work, run, show)
+        ((computed,),) = gather(self.work(network, wanted), run, show)
         about = {"detector": extractor.name, "key": extractor.key, "images": self.digest}
         for kind in missing:
             found[kind] = computed.statistics.to_arrays() if kind == "statistics" else {"rows": computed.rows}
             durable.write_tensors(places[kind], found[kind], about)
         return _summary(found)
+
+    def work(self, network: Network, keep: Keep) -> Work:
+        """All images through one network."""
+        return Work(
+            task="reference",
+            subject=self.subject,
+            num_sets=1,
+            num_images=self.count,
+            networks=(network,),
+            keeps=(keep,),
+            fitted_on=self.fitted_on,
+            image_size=self.image_size,
+            pixel_components=self.pixel_components,
+        )
 
     def _places(self, stem: str, keep: Keep) -> dict[str, Path]:
         places = {}
@@ -197,16 +200,5 @@ def training_features(reference: Reference, extractor: Extractor, show: Show) ->
 
 def all_features(reference: Reference, network: Network, run: Runner, show: Show) -> np.ndarray:
     """The features of every image of a reference outside a study, float32 [N, D], held in memory and not kept."""
-    work = Work(
-        task="reference",
-        subject=reference.subject,
-        num_sets=1,
-        num_images=reference.count,
-        networks=(network,),
-        keeps=(Keep(rows=reference.count),),
-        fitted_on=reference.fitted_on,
-        image_size=reference.image_size,
-        pixel_components=reference.pixel_components,
-    )
-    ((summary,),) = gather(work, run, show)
+    ((summary,),) = gather(reference.work(network, Keep(rows=reference.count)), run, show)
     return summary.rows

@@ -20,7 +20,7 @@ from cedm_ray.diffusion.sample import sample
 from cedm_ray.diffusion.train import DivergedError, TrainProgress, TrainState, train
 from cedm_ray.errors import InputDataError, IntegrityError
 from cedm_ray.features.extractors import Extractor
-from cedm_ray.metrics.statistics import FeatureStatistics
+from cedm_ray.metrics.frechet import ReferenceFactor, frechet_reference
 from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.evaluate import distance_to, image_statistics, merged_over_workers, own_share
 from cedm_ray.search.measure import open_detector, reference_statistics
@@ -52,7 +52,7 @@ def run_trial(
     images = open_image_set(study.images)
     meaning, classes = _conditions(study, space, images, num_clusters)
     detector = open_detector(space, images, device)
-    reference = reference_statistics(study, space, images, detector)
+    reference = frechet_reference(reference_statistics(study, space, images, detector))
     state = TrainState.create(
         space.network,
         space.edm,
@@ -115,7 +115,7 @@ def run_trial(
 
 
 def _measure(
-    space: SearchSpace, state: TrainState, meaning: Meaning, detector: Extractor, reference: FeatureStatistics
+    space: SearchSpace, state: TrainState, meaning: Meaning, detector: Extractor, reference: ReferenceFactor
 ) -> tuple[float, bool]:
     """The distance of the averaged model's images to the training images, and whether they are all alike."""
     batches = sample(
