@@ -92,4 +92,4 @@ def _flops(count: float) -> str:
         if count < 1000:
             return f"{count:.3g} {prefix}FLOP"
         count /= 1000
-    return f"{count:,.4g} EFLOP"
+    return f"{count:,.3g} EFLOP"
