@@ -10,10 +10,9 @@ mean and covariance and scipy's matrix square root. It runs with 50 images a bat
     python benchmarks/evaluation.py --network ../shared/weights/cifar10_resnet56.pt
 
 The sides take turns within chunks of 2,000 images, so that a machine that slows down slows all; CPU time is compared.
-Memory is that of processes of their
-own, for 2,000 and 10,000 images made batch by batch: the highest resident size. No file is written by ours. Aim: 1.5
-times; 1.4 times was measured against 50 a batch and 2.1 times against 256, since the network is nine tenths of the work.
-The last line is JSON.
+Memory is that of processes of their own, for 2,000 and 10,000 images made batch by batch: the highest resident size. No
+file is written by ours. Aim: 1.5 times; 1.4 times was measured against 50 a batch and 2.1 times against 256. The last
+line is JSON.
 """
 
 import argparse
