@@ -9,7 +9,7 @@ import ray
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.session import get
 from cedm_ray.distributed.tasks import choose_device, located
-from cedm_ray.features.extractors import open_extractor
+from cedm_ray.features.extractors import Extractor, FeaturesConfig, open_extractor
 from cedm_ray.features.store import SHARD_ROWS, extract_shard, feature_key, merge_shards, num_shards, shard_fault
 from cedm_ray.search.driver import Resources
 from cedm_ray.search.results import Notice, Progress, Show
@@ -23,10 +23,9 @@ _POLL_S = 2.0
 class _ExtractionWorker:
     """One copy of the extractor. It answers how far it is while it works."""
 
-    def __init__(self, images: str, spec: str, components: int, gpus: float) -> None:
+    def __init__(self, images: str, config: dict[str, Any], gpus: float) -> None:
         self.images = open_image_set(Path(images))
-        device = choose_device(gpus)
-        self.extractor = open_extractor(spec, self.images, pixel_components=components, device=device)
+        self.extractor = _open(FeaturesConfig.model_validate(config), self.images, choose_device(gpus))
         self.rows = 0
 
     def run(self, folder: str, index: int, batch_size: int) -> None:
@@ -48,9 +47,8 @@ def prepare_features(
     One worker for every GPU, or for every core where there is none, but not more than there are shards to do. Raises
     InputDataError and ConfigurationError as the extractor does.
     """
-    spec, components = space.features.extractor, space.features.pixel_components
     # Opened here as well: a missing weight file is then found before any worker starts.
-    extractor = open_extractor(spec, images, pixel_components=components)
+    extractor = _open(space.features, images, "cpu")
     key = feature_key(images, extractor)
     folder = study.features(key)
     faults = {i: shard_fault(images, extractor, folder, i) for i in range(num_shards(len(images)))}
@@ -63,13 +61,23 @@ def prepare_features(
     return merge_shards(images, extractor, folder), key
 
 
+def _open(config: FeaturesConfig, images: ImageSet, device: str) -> Extractor:
+    return open_extractor(
+        config.extractor,
+        images,
+        pixel_components=config.pixel_components,
+        weights=config.weights,
+        device=device,
+    )
+
+
 def _extract(
     study: Study, space: SearchSpace, folder: Path, missing: list[int], num_images: int, cluster: Resources, show: Show
 ) -> None:
     gpus = 1.0 if cluster.gpus >= 1 else 0.0
     count = min(len(missing), int(cluster.gpus if gpus else cluster.cpus) or 1)
     config = located(space).features
-    arguments = (str(study.images.absolute()), config.extractor, config.pixel_components, gpus)
+    arguments = (str(study.images.absolute()), config.model_dump(mode="json"), gpus)
     workers: list[Any] = [_ExtractionWorker.options(num_cpus=1, num_gpus=gpus).remote(*arguments) for _ in range(count)]
     waiting = list(missing)
     shards: dict[Any, Any] = {}

@@ -24,9 +24,18 @@ def task_config(study: Study, space: SearchSpace, task: Task, gpus: float) -> di
 
 def located(space: SearchSpace) -> SearchSpace:
     """The space with paths that can be opened from any folder: a task does not run where the command was given."""
-    features = space.features.model_copy(update={"extractor": absolute_spec(space.features.extractor)})
-    evaluation = space.evaluation.model_copy(update={"detector": absolute_spec(space.evaluation.detector)})
+    features, evaluation = space.features, space.evaluation
+    features = features.model_copy(
+        update={"extractor": absolute_spec(features.extractor), "weights": _absolute(features.weights)}
+    )
+    evaluation = evaluation.model_copy(
+        update={"detector": absolute_spec(evaluation.detector), "weights": _absolute(evaluation.weights)}
+    )
     return space.model_copy(update={"features": features, "evaluation": evaluation})
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()
 
 
 def read_task(config: dict[str, Any]) -> tuple[Study, SearchSpace, Task]:

@@ -4,6 +4,7 @@ N training images, n generated images, D detector features.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,12 +21,14 @@ class EvaluationConfig(Config):
     """What is measured at every rung.
 
     detector: network whose features are compared; grammar as features.extractor. The distance is called FID only with
-    `inception` and FDD only with `dinov2`. num_samples: images generated at each rung, the same number for all trials
-    (10,000 is the usual proxy, 50,000 the published count). first_seed: their seeds are first_seed and on, the same at
-    all rungs for all trials, so that two trials differ by their models and not by their noise.
+    `inception` and FDD only with `dinov2`. weights: a file with the detector's weights; None = the published ones,
+    downloaded once. num_samples: images generated at each rung, the same number for all trials (10,000 is the usual
+    proxy, 50,000 the published count). first_seed: their seeds are first_seed and on, the same at all rungs for all
+    trials, so that two trials differ by their models and not by their noise.
     """
 
     detector: str = "inception"
+    weights: Path | None = None
     num_samples: int = Field(default=10_000, ge=2)
     first_seed: int = Field(default=0, ge=0)
 

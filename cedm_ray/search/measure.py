@@ -19,7 +19,8 @@ from cedm_ray.search.study import Study
 def open_detector(space: SearchSpace, images: ImageSet, device: str) -> Extractor:
     """The detector of the space's evaluation. Raises InputDataError where its weights are not to be had."""
     components = space.features.pixel_components
-    return open_extractor(space.evaluation.detector, images, pixel_components=components, device=device)
+    config = space.evaluation
+    return open_extractor(config.detector, images, pixel_components=components, weights=config.weights, device=device)
 
 
 def reference_statistics(study: Study, space: SearchSpace, images: ImageSet, detector: Extractor) -> FeatureStatistics:
@@ -60,7 +61,7 @@ def evaluate_model(study: Study, space: SearchSpace, trial: str | None, num: int
         "trial": model.meaning.trial,
         "num_clusters": model.meaning.num_clusters,
         "images_seen": model.images_seen,
-        "metric": distance_name(space.evaluation.detector),
+        "metric": distance_name(space.evaluation.detector, space.evaluation.weights),
         "distance": distance,
         "num_samples": len(seeds),
         "collapsed": collapsed,

@@ -59,7 +59,7 @@ def study_result(study: Study, space: SearchSpace, images: ImageSet) -> StudyRes
         num_images=len(images),
         image_size=images.size,
         extractor=space.features.extractor,
-        metric=distance_name(space.evaluation.detector),
+        metric=distance_name(space.evaluation.detector, space.evaluation.weights),
         num_samples=space.evaluation.num_samples,
         rungs_kimg=space.rungs.rungs_kimg,
         bound=agenda.bound,

@@ -49,7 +49,7 @@ def train(
             [f"{r.images_seen / 1000:g}", short(r.distance), short(r.loss), f"{r.train_s:.1f}", f"{r.evaluate_s:.1f}"]
             for r in reports
         ]
-        metric = distance_name(read.evaluation.detector)
+        metric = distance_name(read.evaluation.detector, read.evaluation.weights)
         print_table("", ["kimg", metric, "loss", "training s", "evaluation s"], rows)
         click.echo(f"{name} {end.reason}")
     if end.status in ("diverged", "collapsed"):
