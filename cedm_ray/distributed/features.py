@@ -28,10 +28,11 @@ class _ExtractionWorker:
         self.extractor = _open(FeaturesConfig.model_validate(config), self.images, choose_device(gpus))
         self.rows = 0
 
-    def run(self, folder: str, index: int, batch_size: int) -> None:
+    def run(self, folder: str, index: int, batch_size: int, shard_rows: int) -> None:
         """Extract one shard."""
         before, rows = self.rows, 0
-        for rows in extract_shard(self.images, self.extractor, Path(folder), index, batch_size=batch_size):
+        sizes = {"batch_size": batch_size, "shard_rows": shard_rows}
+        for rows in extract_shard(self.images, self.extractor, Path(folder), index, **sizes):
             self.rows = before + rows
 
     def rows_done(self) -> int:
@@ -40,25 +41,36 @@ class _ExtractionWorker:
 
 
 def prepare_features(
-    study: Study, space: SearchSpace, images: ImageSet, cluster: Resources, show: Show
+    study: Study,
+    space: SearchSpace,
+    images: ImageSet,
+    cluster: Resources,
+    show: Show,
+    *,
+    shard_rows: int = SHARD_ROWS,
 ) -> tuple[np.ndarray, str]:
     """The features [N, D] of the image set and their key; shards that are there and valid are not computed again.
 
-    One worker for every GPU, or for every core where there is none, but not more than there are shards to do. Raises
-    InputDataError and ConfigurationError as the extractor does.
+    One worker for every GPU, or for every core where there is none, but not more than there are shards to do. A file of
+    weights that the space names must be there under that path on every node. shard_rows: images of a shard. Raises
+    InputDataError and ConfigurationError as the extractor does, and InputDataError naming images whose features are
+    not finite.
     """
     # Opened here as well: a missing weight file is then found before any worker starts.
     extractor = _open(space.features, images, "cpu")
     key = feature_key(images, extractor)
     folder = study.features(key)
-    faults = {i: shard_fault(images, extractor, folder, i) for i in range(num_shards(len(images)))}
+    faults = {
+        index: shard_fault(images, extractor, folder, index, shard_rows=shard_rows)
+        for index in range(num_shards(len(images), shard_rows))
+    }
     missing = [index for index, fault in faults.items() if fault is not None]
     for index in missing:
         if faults[index]:
             show(Notice(text=f"feature shard {index} is computed again: {faults[index]}"))
     if missing:
-        _extract(study, space, folder, missing, len(images), cluster, show)
-    return merge_shards(images, extractor, folder), key
+        _extract(study, space, folder, missing, len(images), shard_rows, cluster, show)
+    return merge_shards(images, extractor, folder, shard_rows=shard_rows), key
 
 
 def _open(config: FeaturesConfig, images: ImageSet, device: str) -> Extractor:
@@ -72,7 +84,14 @@ def _open(config: FeaturesConfig, images: ImageSet, device: str) -> Extractor:
 
 
 def _extract(
-    study: Study, space: SearchSpace, folder: Path, missing: list[int], num_images: int, cluster: Resources, show: Show
+    study: Study,
+    space: SearchSpace,
+    folder: Path,
+    missing: list[int],
+    num_images: int,
+    shard_rows: int,
+    cluster: Resources,
+    show: Show,
 ) -> None:
     gpus = 1.0 if cluster.gpus >= 1 else 0.0
     count = min(len(missing), int(cluster.gpus if gpus else cluster.cpus) or 1)
@@ -86,10 +105,11 @@ def _extract(
 
     def hand_shard_to(worker: Any) -> None:
         if waiting:
-            call = worker.run.remote(str(folder.absolute()), waiting.pop(0), config.batch_size)
+            call = worker.run.remote(str(folder.absolute()), waiting.pop(0), config.batch_size, shard_rows)
             shards[call] = worker
 
-    total = min(num_images, len(missing) * SHARD_ROWS)
+    # The last shard is shorter than the others.
+    total = sum(min(shard_rows, num_images - index * shard_rows) for index in missing)
     try:
         while shards or waiting:
             # A worker gets its first shard once it has answered: one that finds no place holds up nothing.

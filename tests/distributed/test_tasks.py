@@ -1,6 +1,7 @@
 """Tasks travel as plain values."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -22,10 +23,12 @@ def test_a_task_arrives_as_it_was_sent(space, study, task):
 def test_a_relative_path_of_weights_arrives_absolute(space, study, tmp_path, monkeypatch):
     """A task does not run in the folder where the command was given."""
     monkeypatch.chdir(tmp_path)
-    evaluation = space.evaluation.model_copy(update={"detector": "./detector.pt"})
+    evaluation = space.evaluation.model_copy(update={"detector": "./detector.pt", "weights": Path("w.pth")})
     sent = task_config(study, space.model_copy(update={"evaluation": evaluation}), TrainTask(num_clusters=None), 0.0)
     assert sent["space"]["evaluation"]["detector"] == str(tmp_path / "detector.pt")
+    assert sent["space"]["evaluation"]["weights"] == str(tmp_path / "w.pth")
     assert sent["space"]["features"]["extractor"] == "pixels"
+    assert sent["space"]["features"]["weights"] is None
 
 
 def test_without_a_gpu_everything_runs_on_the_cpu():
