@@ -38,7 +38,9 @@ def plan_work(batch: int, in_features: int, num_clusters: int, config: TemiConfi
     fitting = max(1, _CPU_GROUP_BYTES // (_FLOAT * rows * widest)) if device_type == "cpu" else config.num_heads
     group = min(config.head_group or fitting, config.num_heads)
     budget = float("inf") if config.memory_budget_gib is None else config.memory_budget_gib * _GIB
-    for keep_logits in (True, False):
+    # To compute the logits twice saves memory where they are wider than the rows that they are made of.
+    choices = (True, False) if num_clusters > config.bottleneck else (True,)
+    for keep_logits in choices:
         for heads in range(group, 0, -1):
             size = _work_bytes(rows, rows, heads, keep_logits, in_features, num_clusters, config)
             if size <= budget:
@@ -46,9 +48,9 @@ def plan_work(batch: int, in_features: int, num_clusters: int, config: TemiConfi
     tile_rows = rows
     while tile_rows > 2:
         tile_rows = max(2, tile_rows // 4 * 2)
-        size = _work_bytes(rows, tile_rows, 1, False, in_features, num_clusters, config)
+        size = _work_bytes(rows, tile_rows, 1, keep_logits, in_features, num_clusters, config)
         if size <= budget:
-            return WorkPlan(head_group=1, tile_rows=tile_rows, keep_logits=False, work_bytes=size)
+            return WorkPlan(head_group=1, tile_rows=tile_rows, keep_logits=keep_logits, work_bytes=size)
     raise ValueError(
         f"memory_budget_gib must be at least {size / _GIB:.3g} for C = {num_clusters}, got {config.memory_budget_gib}"
     )
@@ -66,7 +68,7 @@ def peak_bytes(num_images: int, in_features: int, num_clusters: int, config: Tem
     # Student, teacher and AdamW's two moments.
     state = 4 * _FLOAT * config.num_heads * _head_size(in_features, num_clusters, config)
     assignment = assignment_rows(num_clusters) * (2 * config.hidden + 2 * config.bottleneck + num_clusters) * _FLOAT
-    return data + state + max(plan.work_bytes, 0) + assignment
+    return data + state + plan.work_bytes + assignment
 
 
 def assignment_rows(num_clusters: int) -> int:
