@@ -27,7 +27,8 @@ def run_fit(study: Study, space: SearchSpace, task: FitTask, *, device: str) -> 
         return
     neighbors, provenance = durable.read_tensors(study.neighbors)
     # Fewer than asked for where there are few images, of which the user was told when they were found.
-    config = space.clustering.model_copy(update={"num_neighbors": neighbors["neighbors"].shape[1]})
+    changes = {"num_neighbors": neighbors["neighbors"].shape[1]} | ({"gamma": 1.0} if task.lower else {})
+    config = space.clustering.model_copy(update=changes)
     started = time.monotonic()
     data = _temi_data(study, provenance["features"], neighbors["neighbors"], config, device)
     fit = yield from fit_temi(data, task.num_clusters, config, seed=space.seed + task.repeat)
@@ -37,6 +38,7 @@ def run_fit(study: Study, space: SearchSpace, task: FitTask, *, device: str) -> 
         num_used=fit.assignment.num_used,
         loss=float(fit.head_losses[fit.best_head]),
         seconds=round(time.monotonic() - started, 3),
+        lower=task.lower,
     )
     head = {f"head.{name}": array for name, array in fit.head.items()}
     tensors = {"labels": fit.assignment.labels, "head_losses": fit.head_losses, **head}

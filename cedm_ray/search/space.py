@@ -6,6 +6,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from cedm_ray.clustering.bound import BoundConfig
+from cedm_ray.clustering.kmeans import KMeansConfig
+from cedm_ray.clustering.lower_bound import LowerBoundConfig
 from cedm_ray.clustering.recipe import TemiConfig
 from cedm_ray.config import Config, read_config
 from cedm_ray.data.sources import ImagesConfig
@@ -70,7 +72,9 @@ class SearchSpace(Config):
     images: ImagesConfig
     features: FeaturesConfig = FeaturesConfig()
     clustering: TemiConfig = TemiConfig()
+    kmeans: KMeansConfig = KMeansConfig()
     bound: BoundConfig = BoundConfig()
+    lower_bound: LowerBoundConfig = LowerBoundConfig()
     candidates: CandidatesConfig = CandidatesConfig()
     rungs: AshaConfig = AshaConfig()
     network: UNetConfig = UNetConfig()
