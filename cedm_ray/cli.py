@@ -10,7 +10,7 @@ from types import FrameType
 import click
 
 from cedm_ray.errors import CedmError, ConfigurationError, LockedError, StorageError
-from cedm_ray.verbs.clustering import bound, features
+from cedm_ray.verbs.clustering import bound, cluster, features
 from cedm_ray.verbs.models import evaluate, sample, train
 from cedm_ray.verbs.search import report, search
 
@@ -32,7 +32,7 @@ def cli(context: click.Context, debug: bool) -> None:
     context.obj["debug"] = debug
 
 
-for _verb in (search, features, bound, train, sample, evaluate, report):
+for _verb in (search, features, bound, cluster, train, sample, evaluate, report):
     cli.add_command(_verb)
 
 
