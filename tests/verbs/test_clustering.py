@@ -32,20 +32,8 @@ def test_bound_prints_every_fit_its_reason_and_both_files_of_a_finished_study(ru
     code, out, err = run("bound", space_file, "--study", done.path, *labels)
     assert (code, err) == (0, "")
     header, *lines = out.splitlines()
-    assert header.split() == [
-        "C",
-        "C^u",
-        "r_C",
-        "smallest",
-        "largest",
-        "perplexity",
-        "KL",
-        "ACC",
-        "NMI",
-        "ANMI",
-        "ARI",
-        "s",
-    ]
+    columns = "C C^u r_C smallest largest perplexity KL ACC NMI ANMI ARI s"
+    assert header.split() == columns.split()
     found = durable.read_record(done.path / "bound.json")
     told = [line.split()[0] for line in lines[: len(found["clusterings"])]]
     assert told == [str(line["num_clusters"]) for line in found["clusterings"]]
