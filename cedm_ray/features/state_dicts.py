@@ -80,6 +80,8 @@ def load_strictly(
         # that belong to the network, and any other is better described as it stands.
         with contextlib.suppress(KeyError, RuntimeError, ValueError, AssertionError, AttributeError, TypeError):
             found = _without(rename(unwrapped_tensors, network), wanted, ignored)
+    # A counter that older files do not have, and that no feature depends on.
+    found |= {name: wanted[name] for name in wanted.keys() - found.keys() if name.endswith(".num_batches_tracked")}
     shapes = [
         f"{name} is {list(found[name].shape)}, not {list(wanted[name].shape)}"
         for name in wanted

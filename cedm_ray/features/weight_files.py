@@ -128,7 +128,7 @@ def hub_file(repository: str, names: Sequence[str], *, kept_as: str, what: str) 
     """
     import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     for name in names:
         own = cache_folder() / f"{kept_as}{Path(name).suffix}"
@@ -144,12 +144,15 @@ def hub_file(repository: str, names: Sequence[str], *, kept_as: str, what: str) 
     if reason is None:
         for name in names:
             try:
-                return _intact_blob(Path(huggingface_hub.hf_hub_download(repository, name, revision=revision or None)))
-            except EntryNotFoundError as error:
+                path = huggingface_hub.hf_hub_download(repository, name, revision=revision or None)
+            except Exception as error:
+                # Whatever the hub's client and what lies below it raise, it was this file that could not be had. Only
+                # where the hub itself answers that it has no such file is the next name asked for.
                 reason = error
-            except (HfHubHTTPError, OSError, RuntimeError) as error:
-                reason = error
-                break
+                if not isinstance(error, EntryNotFoundError) or isinstance(error, LocalEntryNotFoundError):
+                    break
+            else:
+                return _intact_blob(Path(path))
     first_line = str(reason).strip().partition("\n")[0]
     own = cache_folder() / f"{kept_as}{Path(names[0]).suffix}"
     url = f"{constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}/{names[0]}"

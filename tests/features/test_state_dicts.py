@@ -126,3 +126,10 @@ def test_what_does_not_fit_is_named(tmp_path):
 def test_long_lists_of_what_does_not_fit_are_cut(tmp_path):
     with pytest.raises(InputDataError, match=r"unexpected: w0, w1, w2 and 7 more"):
         load_strictly(small_vit(), {f"w{i}": torch.zeros(1) for i in range(10)}, tmp_path)
+
+
+def test_older_files_of_convolutional_networks_have_no_counters(tmp_path):
+    source, target = (timm.create_model("test_resnet", num_classes=0) for _ in range(2))
+    tensors = {name: value for name, value in source.state_dict().items() if not name.endswith("num_batches_tracked")}
+    load_strictly(target, tensors, tmp_path)
+    assert same(source, target)

@@ -200,6 +200,21 @@ def test_the_second_name_is_asked_for_where_the_first_does_not_exist(hub, monkey
     assert hub_file("owner/net", NAMES, kept_as="net", what="Net") == tmp_path / "pytorch_model.bin"
 
 
+def test_a_hub_that_fails_is_not_asked_for_the_second_name(hub, monkeypatch, address):
+    asked = []
+
+    def download(repository, name, revision):
+        asked.append(name)
+        raise RuntimeError("the connection was reset\nand more")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(InputDataError, match=r"cannot be downloaded: the connection was reset$"):
+        hub_file("owner/net", NAMES, kept_as="net", what="Net")
+    assert asked == ["model.safetensors"]
+
+
 def test_where_there_is_a_proxy_it_is_the_proxy_that_must_answer(monkeypatch, address, dead_address):
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
