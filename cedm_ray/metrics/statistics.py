@@ -12,7 +12,7 @@ features lie a hundred deviations away from zero would still keep eleven digits.
 all workers before the first image; it is not worth that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +74,26 @@ class FeatureStatistics:
         check_features(features)
         exact = features.detach().to(torch.float64)
         return cls(count=len(exact), sum=exact.sum(dim=0), outer=exact.T @ exact)
+
+    @classmethod
+    def over(cls, batches: Iterable[Tensor], dim: int, device: torch.device | str = "cpu") -> "FeatureStatistics":
+        """The statistics of all batches [B, D] together, added up on `device` as they come; none is kept.
+
+        The same sums as adding up `of` of each, to rounding, without a D x D matrix made anew for every batch: at
+        D = 2048 and B = 64 that takes a quarter of the CPU time. dim: D, which an empty stream cannot tell.
+        Raises ValueError as `of`, and for another D.
+        """
+        count, total = 0, cls.empty(dim, device)
+        for features in batches:
+            check_features(features)
+            if features.shape[1] != dim:
+                raise ValueError(f"features must have the width D = {dim}, got {features.shape[1]}")
+            exact = features.detach().to(device=device, dtype=torch.float64)
+            count += len(exact)
+            # In place, which no one sees: the tensors are handed out when the stream has ended.
+            total.sum.add_(exact.sum(dim=0))
+            total.outer.addmm_(exact.T, exact)
+        return cls(count=count, sum=total.sum, outer=total.outer)
 
     def __add__(self, other: "FeatureStatistics") -> "FeatureStatistics":
         if not isinstance(other, FeatureStatistics):

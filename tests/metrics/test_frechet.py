@@ -8,7 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedm_ray.metrics.frechet import collapsed, frechet_distance, frechet_distance_low_rank, frechet_reference
+from cedm_ray.errors import InputDataError, SecurityError
+from cedm_ray.metrics import frechet
+from cedm_ray.metrics.frechet import (
+    collapsed,
+    frechet_distance,
+    frechet_distance_low_rank,
+    frechet_reference,
+    read_reference,
+    reference_from_moments,
+    write_reference,
+)
 from cedm_ray.metrics.statistics import FeatureStatistics
 
 
@@ -149,7 +159,96 @@ def test_wrong_sides_are_refused():
                 call(*sides)
     with pytest.raises(ValueError, match="same width"):
         frechet_distance_low_rank(gaussian(5, 3, seed=1), good)
-    with pytest.raises(ValueError, match="n at least 2"):
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
         frechet_distance_low_rank(gaussian(1, 4, seed=1), good)
     with pytest.raises(ValueError, match="finite"):
         frechet_distance_low_rank(torch.full((5, 4), float("inf")), good)
+
+
+def test_the_number_is_that_of_torch_fidelity():
+    # torch-fidelity 0.4.0, fid_features_to_statistics of both and fid_statistics_to_metric.
+    stream = np.random.RandomState(0)
+    a = torch.from_numpy(stream.standard_normal((120, 8)))
+    b = torch.from_numpy(stream.standard_normal((150, 8)) * 1.3 + 0.4)
+    expected = 2.7526585801764405
+    assert frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [None, 300])
+@pytest.mark.parametrize(("dtype", "rel"), [(np.float64, 1e-12), (np.float32, 1e-4)])
+def test_moments_from_elsewhere_are_a_reference(count, dtype, rel):
+    a, b = (FeatureStatistics.of(gaussian(300, 24, seed=seed)) for seed in (1, 2))
+    factor = reference_from_moments(b.mean.numpy().astype(dtype), b.covariance.numpy().astype(dtype), count)
+    assert frechet_distance(a, factor) == pytest.approx(frechet_distance(a, b), rel=rel)
+    assert frechet_distance(b, factor) == pytest.approx(0, abs=1e-4)
+    assert not collapsed(a, factor)
+
+
+def test_moments_of_fewer_images_than_dimensions_know_their_rank():
+    a, b = FeatureStatistics.of(gaussian(300, 24, seed=1)), FeatureStatistics.of(gaussian(10, 24, seed=2))
+    factor = reference_from_moments(b.mean.numpy(), b.covariance.numpy(), 10)
+    assert frechet_distance(a, factor) == pytest.approx(frechet_distance(a, b), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "count", "message"),
+    [
+        (np.zeros(3), np.eye(2), None, r"\[D\] and \[D, D\], got \(3,\) and \(2, 2\)"),
+        (np.zeros((1, 2)), np.eye(2), None, r"\[D\] and \[D, D\]"),
+        (np.zeros(2), np.full((2, 2), np.nan), None, "sigma must be finite"),
+        (np.array([0, np.inf]), np.eye(2), None, "mu must be finite"),
+        (np.zeros(2, dtype=int), np.eye(2), None, "mu must be of a floating type"),
+        (np.zeros(2), np.array([[1.0, 0.5], [0.0, 1.0]]), None, "symmetric"),
+        (np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]]), None, "eigenvalue of -1"),
+        (np.zeros(2), -np.eye(2), None, "eigenvalue of -1"),
+        (np.zeros(2), np.eye(2), 1, "at least 2 images, got 1"),
+    ],
+)
+def test_moments_of_nothing_are_refused(mu, sigma, count, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        reference_from_moments(mu, sigma, count)
+    arrays = {"mu": mu, "sigma": sigma} | ({} if count is None else {"count": count})
+    np.savez(tmp_path / "reference.npz", **arrays)
+    with pytest.raises(InputDataError, match=rf"reference.npz.*{message}"):
+        read_reference(tmp_path / "reference.npz")
+
+
+def test_a_written_reference_is_read_back(tmp_path):
+    path = tmp_path / "folder" / "reference.npz"
+    a, b = (FeatureStatistics.of(gaussian(300, 24, seed=seed)) for seed in (1, 2))
+    write_reference(path, b)
+    with np.load(path, allow_pickle=False) as file:
+        np.testing.assert_allclose(file["mu"], b.mean, rtol=0)
+        np.testing.assert_allclose(file["sigma"], b.covariance, rtol=0)
+    factor = read_reference(path)
+    assert factor.count == 300
+    assert frechet_distance(a, factor) == pytest.approx(frechet_distance(a, b), rel=1e-12)
+
+
+def test_a_reference_without_a_count_is_read(tmp_path):
+    b = FeatureStatistics.of(gaussian(300, 24, seed=2))
+    np.savez_compressed(tmp_path / "usual.npz", mu=b.mean.numpy(), sigma=b.covariance.numpy())
+    assert read_reference(tmp_path / "usual.npz").count is None
+
+
+def test_files_that_are_no_reference_are_refused(tmp_path):
+    for name, data in (("text.npz", b"mu and sigma"), ("empty.npz", b""), ("zip.npz", b"PK\x03\x04 torn")):
+        (tmp_path / name).write_bytes(data)
+    np.save(tmp_path / "array.npy", np.eye(3))
+    np.savez(tmp_path / "other.npz", labels=np.zeros(3))
+    np.savez(tmp_path / "torn.npz", mu=np.zeros(300), sigma=np.eye(300))
+    torn = (tmp_path / "torn.npz").read_bytes()
+    (tmp_path / "torn.npz").write_bytes(torn[:900] + b"\xff" * 500 + torn[1400:])
+    for name in ("text.npz", "empty.npz", "zip.npz", "array.npy", "other.npz", "torn.npz", "missing.npz", "."):
+        with pytest.raises(InputDataError, match=name):
+            read_reference(tmp_path / name)
+
+
+def test_pickled_objects_and_floods_are_not_read(tmp_path, monkeypatch):
+    np.savez(tmp_path / "object.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
+    np.savez_compressed(tmp_path / "flood.npz", mu=np.zeros(400), sigma=np.zeros((400, 400)))
+    monkeypatch.setattr(frechet, "MAX_REFERENCE_BYTES", 1_000_000)
+    with pytest.raises(SecurityError, match=r"object.npz holds pickled"):
+        read_reference(tmp_path / "object.npz")
+    with pytest.raises(SecurityError, match=r"flood.npz would unpack to 1,\d+,\d+ bytes"):
+        read_reference(tmp_path / "flood.npz")

@@ -32,6 +32,24 @@ def test_splitting_the_images_over_workers_changes_nothing(sizes):
         assert (got - expected).norm() <= 1e-12 * expected.norm()
 
 
+@pytest.mark.parametrize("size", [1, 7, 60, 100])
+def test_a_stream_of_batches_gives_the_statistics_of_all(size):
+    whole = FeatureStatistics.of(features())
+    streamed = FeatureStatistics.over((batch for batch in features().split(size)), 7)
+    assert streamed.count == 60
+    for name in ("sum", "outer", "covariance"):
+        expected, got = getattr(whole, name), getattr(streamed, name)
+        assert (got - expected).norm() <= 1e-12 * expected.norm()
+
+
+def test_a_stream_is_checked_batch_by_batch():
+    assert FeatureStatistics.over([], 3).count == 0
+    with pytest.raises(ValueError, match="width D = 7, got 6"):
+        FeatureStatistics.over([features(), features(dim=6)], 7)
+    with pytest.raises(ValueError, match="in 60 of 60"):
+        FeatureStatistics.over([features(), features() * float("nan")], 7)
+
+
 def test_covariance_is_exactly_symmetric():
     covariance = FeatureStatistics.of(features(500, 65).float()).covariance
     assert torch.equal(covariance, covariance.T)
