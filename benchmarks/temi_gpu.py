@@ -5,8 +5,9 @@ from which its time for a whole fit is extrapolated (19,400 steps; pairs come fr
 loader). Then ours makes a whole fit, `fit_temi` as it is, at each precision asked for. Then the eight fits of a bound
 search run side by side in this process on one copy of the features, one epoch of each in turn. `ratio` is the loop's
 extrapolated time over ours at the first precision; the goals are 20, and 45 seconds a fit and 240 for the eight.
-Needs torch, numpy, pydantic and PyYAML, about 8 GiB of the device, and at most 9 minutes (`--limit`): a part that the time does
-not allow any more is left out and said to be. The precision of the first fit is bfloat16, whose loss is in float32.
+Needs torch, numpy, pydantic and PyYAML, about 8 GiB of the device, and at most 9 minutes (`--limit`): a fit that time
+does not allow is stopped early, its time for all epochs is extrapolated, and `epochs_done` says so. The precision of
+the first fit is bfloat16, whose loss is in float32.
 
 `--small` is the same on a CPU with a hundredth of everything, to see that it runs.
 """
