@@ -3,7 +3,7 @@
 Both train H = 50 heads (D = 768, hidden 512, bottleneck 256) on the same 512 pairs in float32 from the same weights;
 the loop is that of temi_loop.py. The two take turns in one process; the first round is thrown away. `ratio` is the
 loop's median CPU time over ours, to be read with one thread
-(OMP_NUM_THREADS=1): at least 1.15 at C = 100 and 400, and 1.3 at C = 1600.
+(OMP_NUM_THREADS=1); the goals are 1.15 at C = 100 and 400, and 1.3 at C = 1600.
 """
 
 import argparse
