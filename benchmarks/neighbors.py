@@ -18,19 +18,11 @@ import time
 import numpy as np
 import sklearn
 import torch
+from features import clustered_features
 from sklearn.neighbors import NearestNeighbors
 from temi_memory import resident_bytes
 
 from cedm_ray.clustering.neighbors import nearest_neighbors
-
-
-def draw(num_images, width):
-    """Features in clusters, as those of images are: neighbors that stand out, and not equal distances to all."""
-    rng = np.random.default_rng(0)
-    centers = rng.normal(size=(200, width)).astype(np.float32)
-    rows = rng.standard_normal(size=(num_images, width), dtype=np.float32)
-    rows += centers[rng.integers(200, size=num_images)]
-    return rows
 
 
 def by_scikit_learn(features, num_neighbors):
@@ -48,7 +40,7 @@ def main():
     parser.add_argument("--measure", action="store_true", help="measure memory in this process (used by itself)")
     arguments = parser.parse_args()
     if arguments.measure:
-        features = draw(arguments.memory_images, arguments.width)
+        features = clustered_features(arguments.memory_images, arguments.width, 200)
         nearest_neighbors(features[:100], 10)
         before = resident_bytes("VmRSS")
         nearest_neighbors(features, arguments.neighbors)
@@ -56,7 +48,7 @@ def main():
         return
     report = {"benchmark": "neighbors", "images": arguments.images}
     if arguments.images:
-        features = draw(arguments.images, arguments.width)
+        features = clustered_features(arguments.images, arguments.width, 200)
         sides = {"scikit_learn": by_scikit_learn, "ours": nearest_neighbors}
         seconds = {name: [] for name in sides}
         for round_ in range(1 + arguments.rounds):

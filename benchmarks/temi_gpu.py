@@ -24,6 +24,7 @@ import torch
 # Also without an installed package: the folder above this one is the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from features import clustered_features
 from temi_loop import Loop
 
 from cedm_ray.clustering.neighbors import nearest_neighbors
@@ -34,15 +35,6 @@ from cedm_ray.clustering.temi import fit_temi
 
 BOUND_SEARCH = (50, 100, 200, 400, 800, 500, 600, 700)
 SMALL = {"num_heads": 4, "hidden": 32, "bottleneck": 16, "batch_size": 64, "epochs": 2, "num_neighbors": 10}
-
-
-def draw(num_images, width):
-    """Features in overlapping clusters."""
-    rng = np.random.default_rng(0)
-    centers = rng.normal(size=(400, width)).astype(np.float32)
-    rows = rng.standard_normal(size=(num_images, width), dtype=np.float32)
-    rows += centers[rng.integers(400, size=num_images)]
-    return rows
 
 
 def now(device):
@@ -111,7 +103,7 @@ def main():
     }
     steps = num_images // base.batch_size * base.epochs
     until = started + arguments.limit
-    features = draw(num_images, width)
+    features = clustered_features(num_images, width, 400)
     start = now(device)
     neighbors = nearest_neighbors(features, base.num_neighbors, device=device)
     report = {"benchmark": "temi_gpu", "clusters": num_clusters, "neighbors_s": round(now(device) - start, 2)}
