@@ -10,7 +10,7 @@ from types import FrameType
 import click
 
 from cedm_ray.errors import CedmError, ConfigurationError, LockedError, StorageError
-from cedm_ray.verbs.clustering import bound, features
+from cedm_ray.verbs.clustering import bound, cluster, features
 from cedm_ray.verbs.evaluation import evaluate
 from cedm_ray.verbs.models import sample, train
 from cedm_ray.verbs.planning import plan
@@ -34,7 +34,7 @@ def cli(context: click.Context, debug: bool) -> None:
     context.obj["debug"] = debug
 
 
-for _verb in (search, plan, features, bound, train, sample, evaluate, report):
+for _verb in (search, plan, features, bound, cluster, train, sample, evaluate, report):
     cli.add_command(_verb)
 
 

@@ -1,5 +1,6 @@
 """What a person at a terminal, or a log, gets to see: progress on standard error, results on standard output."""
 
+import sys
 import time
 from collections.abc import Sequence
 
@@ -7,20 +8,85 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cedm_ray.search.results import Notice, StudyResult, TrialResult
+from cedm_ray.search.results import ClusteringSummary, Notice, StudyResult, TrialResult
 from cedm_ray.search.results import Progress as Step
 
 LINE_EVERY_S = 30.0
 
 
+class ClusteringTable:
+    """A table of clusterings on standard output that gets its lines one by one, each clustering once.
+
+    Standard output is the one of the time when the table is made: whatever does the work may turn it elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self.out = sys.stdout
+        self._shown: set[str] = set()
+
+    def lines(self, summary: ClusteringSummary) -> list[str]:
+        """What is to be printed for a clustering: nothing for one that was shown, and before the first the header."""
+        if summary.name in self._shown:
+            return []
+        lines = [] if self._shown else [_clustering_line(_CLUSTERING_COLUMNS, summary.agreement is not None)]
+        self._shown.add(summary.name)
+        sizes, agreement = summary.sizes, summary.agreement
+        cells = [str(summary.num_clusters), str(summary.num_used), f"{summary.utilization:.4f}"]
+        cells += [str(sizes.smallest), str(sizes.largest), f"{sizes.perplexity:.1f}", f"{sizes.kl_from_uniform:.3f}"]
+        if agreement is not None:
+            cells += [
+                f"{100 * value:.2f}" for value in (agreement.accuracy, agreement.nmi, agreement.ami, agreement.ari)
+            ]
+        cells.append("–" if summary.seconds is None else f"{summary.seconds:.1f}")
+        verdict = "" if summary.passed is None else ", passes" if summary.passed else ", fails"
+        return [*lines, _clustering_line([*cells, summary.name + verdict], agreement is not None)]
+
+    def show(self, summary: ClusteringSummary) -> None:
+        """Print the line of a clustering, unless it was shown."""
+        for line in self.lines(summary):
+            print(line, file=self.out, flush=True)
+
+
+_CLUSTERING_COLUMNS = (
+    "C",
+    "C^u",
+    "r_C",
+    "smallest",
+    "largest",
+    "perplexity",
+    "KL",
+    "ACC",
+    "NMI",
+    "ANMI",
+    "ARI",
+    "s",
+    "",
+)
+_CLUSTERING_WIDTHS = (6, 6, 7, 9, 8, 11, 6, 6, 6, 6, 6, 8, 0)
+_OF_LABELS = slice(7, 11)
+
+
+def _clustering_line(cells: Sequence[str], with_agreement: bool) -> str:
+    """Cells under their columns; without labels those of the agreement are not there."""
+    widths = list(_CLUSTERING_WIDTHS)
+    if not with_agreement:
+        del widths[_OF_LABELS]
+        if len(cells) > len(widths):
+            cells = [*cells[: _OF_LABELS.start], *cells[_OF_LABELS.stop :]]
+    *padded, last = zip(cells, widths, strict=True)
+    return ("".join(cell.rjust(width) for cell, width in padded) + f"  {last[0]}").rstrip()
+
+
 class Display:
     """Shows Progress and Notice values: bars with the time left on a terminal, else a line every 30 seconds.
 
-    quiet: shows nothing at all. Use it as a context manager; call it with each value.
+    quiet: shows nothing at all. table: takes the clusterings that are done; None = they are notices. Use it as a
+    context manager; call it with each value.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, table: ClusteringTable | None = None) -> None:
         self.quiet = quiet
+        self.table = table
         self.console = Console(stderr=True)
         self._bars: Progress | None = None
         self._ids: dict[str, TaskID] = {}
@@ -39,6 +105,7 @@ class Display:
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
+                redirect_stdout=False,
             )
             self._bars.start()
         return self
@@ -47,7 +114,13 @@ class Display:
         if self._bars is not None:
             self._bars.stop()
 
-    def __call__(self, event: Step | Notice) -> None:
+    def __call__(self, event: Step | Notice | ClusteringSummary) -> None:
+        if isinstance(event, ClusteringSummary):
+            if self.table is not None:
+                self._add_to_table(event)
+                return
+            took = "" if event.seconds is None else f" in {event.seconds:.1f} s"
+            event = Notice(text=f"C = {event.num_clusters}: {event.num_used} clusters used{took} ({event.name})")
         if self.quiet:
             return
         if isinstance(event, Notice):
@@ -57,6 +130,14 @@ class Display:
             self._move_bar(event)
         else:
             self._write_line(event)
+
+    def _add_to_table(self, summary: ClusteringSummary) -> None:
+        if self._bars is None or not self.table.out.isatty():
+            self.table.show(summary)
+            return
+        # Both streams are the same screen, and only what goes through the console leaves its bars whole.
+        for line in self.table.lines(summary):
+            self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _move_bar(self, step: Step) -> None:
         if step.task not in self._ids:

@@ -24,11 +24,12 @@ from cedm_ray.durable import newest_checkpoint
 from cedm_ray.features.extractors import open_extractor
 from cedm_ray.features.store import extract_features, feature_key
 from cedm_ray.search.agenda import FitTask, Goal, Task
-from cedm_ray.search.driver import Driver, Resources
+from cedm_ray.search.driver import Driver
 from cedm_ray.search.fit import run_fit
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import keep_model
 from cedm_ray.search.outcome import study_result
+from cedm_ray.search.packing import Cluster, Resources
 from cedm_ray.search.prepare import prepare_images, prepare_neighbors
 from cedm_ray.search.results import TrialReport
 from cedm_ray.search.showcase import make_showcase
@@ -127,7 +128,7 @@ def drive(
     """
     goal = goal or Goal(kind="search")
     images = open_image_set(study.images)
-    cluster = Resources(cpus=cpus, gpus=0)
+    cluster = Cluster(total=Resources(cpus=cpus, gpus=0, memory_bytes=float("inf")))
     driver = Driver(study=study, space=space, goal=goal, images=images, cluster=lambda: cluster, show=show)
     running: dict[str, Iterator] = {}
     while not driver.finished:

@@ -1,5 +1,6 @@
 """What is shown: bars for people, lines for logs, nothing where nothing is wanted; results on standard output."""
 
+import contextlib
 import io
 
 import pytest
@@ -7,8 +8,17 @@ from rich.console import Console
 
 from cedm_ray import terminal
 from cedm_ray.clustering.bound import BoundResult
-from cedm_ray.search.results import Notice, Progress, StudyResult, TrialReport, TrialResult, trial_name
-from cedm_ray.terminal import Display, answer, print_result, print_table
+from cedm_ray.metrics.agreement import Agreement, ClusterSizes
+from cedm_ray.search.results import (
+    ClusteringSummary,
+    Notice,
+    Progress,
+    StudyResult,
+    TrialReport,
+    TrialResult,
+    trial_name,
+)
+from cedm_ray.terminal import ClusteringTable, Display, answer, print_result, print_table
 
 
 class Clock:
@@ -26,9 +36,9 @@ def clock(monkeypatch):
     return clock
 
 
-def display(*, quiet=False, is_terminal=False):
+def display(*, quiet=False, is_terminal=False, table=None):
     """A display that writes into memory, and its text so far."""
-    shown, file = Display(quiet=quiet), io.StringIO()
+    shown, file = Display(quiet=quiet, table=table), io.StringIO()
     shown.console = Console(file=file, force_terminal=is_terminal, width=100, color_system=None)
     return shown, file.getvalue
 
@@ -107,6 +117,65 @@ def test_bars_come_and_go_with_their_tasks():
         shown(step(1, task="[c]", ended=True))
         shown(step(1, task="never begun", ended=True))
         assert [task.description for task in shown._bars.tasks] == ["other"]
+
+
+def clustering(name="temi-c00100-r0", used=98, passed=True, truth=None, seconds=12.34):
+    return ClusteringSummary(
+        name=name,
+        method="temi",
+        num_clusters=100,
+        num_used=used,
+        sizes=ClusterSizes(kl_from_uniform=0.0312, perplexity=95.06, smallest=7, largest=600),
+        agreement=truth,
+        seconds=seconds,
+        passed=passed,
+    )
+
+
+def test_clusterings_come_as_lines_of_a_table_each_once(capsys):
+    table = ClusteringTable()
+    shown, text = display(table=table)
+    with shown:
+        shown(clustering())
+        shown(clustering("temi-c00100-lower-r0", passed=None, seconds=None))
+        shown(clustering())
+    table.show(clustering("kmeans-c00100", passed=False))
+    assert text() == ""
+    assert capsys.readouterr().out == (
+        "     C   C^u    r_C smallest largest perplexity    KL       s\n"
+        "   100    98 0.9800        7     600       95.1 0.031    12.3  temi-c00100-r0, passes\n"
+        "   100    98 0.9800        7     600       95.1 0.031       –  temi-c00100-lower-r0\n"
+        "   100    98 0.9800        7     600       95.1 0.031    12.3  kmeans-c00100, fails\n"
+    )
+
+
+def test_with_labels_the_table_says_how_well_they_agree(capsys):
+    table = ClusteringTable()
+    table.show(clustering(truth=Agreement(accuracy=0.9459, nmi=0.8859, ami=0.8858, ari=0.88566)))
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split()[7:11] == ["ACC", "NMI", "ANMI", "ARI"]
+    assert line.split()[7:11] == ["94.59", "88.59", "88.58", "88.57"]
+    assert header.index("       s") + 8 == line.index("12.3") + 4
+
+
+def test_the_table_is_on_standard_output_even_while_it_is_turned_elsewhere(capsys):
+    table = ClusteringTable()
+    with contextlib.redirect_stdout(io.StringIO()) as elsewhere:
+        table.show(clustering())
+    assert elsewhere.getvalue() == ""
+    assert "temi-c00100-r0" in capsys.readouterr().out
+
+
+def test_without_a_table_a_clustering_is_a_notice_and_quiet_hides_that_alone(capsys):
+    shown, text = display()
+    with shown:
+        shown(clustering())
+    assert text() == "C = 100: 98 clusters used in 12.3 s (temi-c00100-r0)\n"
+    shown, text = display(quiet=True, table=ClusteringTable())
+    with shown:
+        shown(clustering())
+    assert text() == ""
+    assert "0.9800" in capsys.readouterr().out
 
 
 def test_a_table_is_right_aligned_but_for_its_last_column(capsys):

@@ -86,8 +86,6 @@ class UpperBoundSearch:
             raise ValueError(f"num_images must be at least 2, got {num_images}")
         self._config = config
         self._num_images = num_images
-        # The threshold that was written down: 0.96 is 24/25, which no binary fraction is.
-        self._alpha = Fraction(str(config.alpha))
         self._limit = min(num_images, config.c_limit or num_images)
         start = min(config.c_start, self._limit)
         self._halvings = _halvings(start)
@@ -166,7 +164,9 @@ class UpperBoundSearch:
         return len(self._told.get(num_clusters, ())) >= self._config.repeats
 
     def _passed(self, num_clusters: int) -> bool:
-        return self._answered(num_clusters) and median_low(self._told[num_clusters]) > self._alpha * num_clusters
+        return self._answered(num_clusters) and passes(
+            median_low(self._told[num_clusters]), num_clusters, self._config.alpha
+        )
 
     def _best(self) -> int | None:
         return max((c for c in self._told if self._passed(c)), default=None)
@@ -202,6 +202,12 @@ class UpperBoundSearch:
         if censored:
             return f"C_max is at least {best}: {used}, and no larger C may be asked"
         return f"C_max = {best}: {used}; {verdict}"
+
+
+def passes(num_used: int, num_clusters: int, alpha: float) -> bool:
+    """Whether r_C = num_used / num_clusters > alpha, strictly and exactly."""
+    # The threshold that was written down: 0.96 is 24/25, which no binary fraction is.
+    return num_used > Fraction(str(alpha)) * num_clusters
 
 
 def _doublings(start: int, limit: int) -> list[int]:

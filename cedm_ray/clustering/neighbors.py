@@ -12,14 +12,13 @@ def nearest_neighbors(
     num_neighbors: int,
     *,
     device: str | torch.device = "cpu",
-    tile_rows: int = 1024,
-    tile_columns: int = 4096,
+    tile: int = 2048,
 ) -> np.ndarray:
     """The `num_neighbors` images most similar to each image by cosine, most similar first, int32 [N, m].
 
     features: real [N, D], an array or a memory map, read in blocks. num_neighbors: m, in [1, N - 1].
-    device: where the products are computed, in float32. tile_rows, tile_columns: the block of similarities held at
-    once; the device also holds one float32 copy of the features, `4 N D` bytes.
+    device: where the products are computed, in float32. tile: images a side of the block of similarities held at once;
+    the device also holds one float32 copy of the features and the best so far, `4 N D + 12 N m` bytes.
 
     An image is never its own neighbor, because its index is excluded and not its similarity: this holds with
     duplicates too. A row of zeros has similarity 0 to everything. Neighbors of equal similarity are listed by
@@ -31,15 +30,22 @@ def nearest_neighbors(
     num_images = features.shape[0]
     if not 1 <= num_neighbors < num_images:
         raise ValueError(f"num_neighbors must lie in [1, N - 1] = [1, {num_images - 1}], got {num_neighbors}")
-    if tile_rows < 1 or tile_columns < 1:
-        raise ValueError(f"tile_rows and tile_columns must be at least 1, got {tile_rows} and {tile_columns}")
-    unit = _unit_rows(features, torch.device(device), block_rows=tile_columns)
-    neighbors = np.empty((num_images, num_neighbors), dtype=np.int32)
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1, got {tile}")
+    unit = _unit_rows(features, torch.device(device), block_rows=tile)
+    best = _Best(num_images, num_neighbors, unit.device)
+    blocks = [slice(start, min(start + tile, num_images)) for start in range(0, num_images, tile)]
     with torch.no_grad():
-        for start in range(0, num_images, tile_rows):
-            stop = min(start + tile_rows, num_images)
-            neighbors[start:stop] = _neighbors_of_rows(unit, start, stop, num_neighbors, tile_columns).cpu().numpy()
-    return neighbors
+        for number, rows in enumerate(blocks):
+            for columns in blocks[number:]:
+                similarity = unit[rows] @ unit[columns].T
+                if columns == rows:
+                    similarity.fill_diagonal_(-torch.inf)
+                else:
+                    # The block below the diagonal is this one transposed, which halves the products.
+                    best.merge(columns, similarity.T.contiguous(), rows.start)
+                best.merge(rows, similarity, columns.start)
+        return np.concatenate([best.ordered(rows).cpu().numpy() for rows in blocks])
 
 
 def _unit_rows(features: np.ndarray, device: torch.device, block_rows: int) -> torch.Tensor:
@@ -56,24 +62,25 @@ def _unit_rows(features: np.ndarray, device: torch.device, block_rows: int) -> t
     return unit
 
 
-def _neighbors_of_rows(
-    unit: torch.Tensor, start: int, stop: int, num_neighbors: int, tile_columns: int
-) -> torch.Tensor:
-    """Neighbors of the images `start` to `stop`: the best of each tile, merged into the best so far."""
-    num_images = unit.shape[0]
-    rows = unit[start:stop]
-    best_similarity = unit.new_empty((stop - start, 0))
-    best_index = torch.empty((stop - start, 0), dtype=torch.int64, device=unit.device)
-    for left in range(0, num_images, tile_columns):
-        right = min(left + tile_columns, num_images)
-        similarity = rows @ unit[left:right].T
-        similarity.diagonal(start - left).fill_(-torch.inf)
-        tile_similarity, tile_index = similarity.topk(min(num_neighbors, right - left), dim=1, sorted=False)
-        best_similarity = torch.cat([best_similarity, tile_similarity], dim=1)
-        best_index = torch.cat([best_index, tile_index + left], dim=1)
-        if best_similarity.shape[1] > num_neighbors:
-            best_similarity, kept = best_similarity.topk(num_neighbors, dim=1, sorted=False)
-            best_index = best_index.gather(1, kept)
-    by_index = best_index.argsort(dim=1)
-    order = best_similarity.gather(1, by_index).argsort(dim=1, descending=True, stable=True)
-    return best_index.gather(1, by_index.gather(1, order))
+class _Best:
+    """The most similar images of every image so far."""
+
+    def __init__(self, num_images: int, num_neighbors: int, device: torch.device) -> None:
+        self.similarity = torch.full((num_images, num_neighbors), -torch.inf, device=device)
+        self.index = torch.zeros((num_images, num_neighbors), dtype=torch.int64, device=device)
+
+    def merge(self, rows: slice, similarity: torch.Tensor, first: int) -> None:
+        """Take in the similarities of the images `rows` to those from `first` on."""
+        num_neighbors = self.similarity.shape[1]
+        found, column = similarity.topk(min(num_neighbors, similarity.shape[1]), dim=1, sorted=False)
+        found = torch.cat([self.similarity[rows], found], dim=1)
+        index = torch.cat([self.index[rows], column.add_(first)], dim=1)
+        self.similarity[rows], kept = found.topk(num_neighbors, dim=1, sorted=False)
+        self.index[rows] = index.gather(1, kept)
+
+    def ordered(self, rows: slice) -> torch.Tensor:
+        """The neighbors of the images `rows`, int32, most similar first and equally similar ones by index."""
+        index, by_index = self.index[rows].sort(dim=1)
+        similarity = self.similarity[rows].gather(1, by_index)
+        order = similarity.argsort(dim=1, descending=True, stable=True)
+        return index.gather(1, order).to(torch.int32)

@@ -11,7 +11,7 @@ from cedm_ray.distributed.session import get
 from cedm_ray.distributed.tasks import choose_device, located
 from cedm_ray.features.extractors import Extractor, FeaturesConfig, open_extractor
 from cedm_ray.features.store import SHARD_ROWS, extract_shard, feature_key, merge_shards, num_shards, shard_fault
-from cedm_ray.search.driver import Resources
+from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import Notice, Progress, Show
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study

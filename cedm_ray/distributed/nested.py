@@ -22,10 +22,11 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from ray.util.placement_group import placement_group_table, remove_placement_group
 from ray.util.queue import Empty, Queue
 
+from cedm_ray.distributed.session import cluster_resources
 from cedm_ray.distributed.tasks import choose_device, read_task, task_config
 from cedm_ray.errors import CedmError
 from cedm_ray.search.agenda import TrainTask
-from cedm_ray.search.driver import needs
+from cedm_ray.search.packing import Cluster, needs
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 from cedm_ray.search.trial import run_trial
@@ -123,9 +124,8 @@ def nested_trial(study: Study, space: SearchSpace, task: TrainTask, *, key: str)
     Raises what a worker raised.
     """
     queue = Queue(actor_options={"num_cpus": 0})
-    cluster_gpus = ray.cluster_resources().get("GPU", 0.0)
     workers = space.resources.trial.workers
-    held = needs(space, task, cluster_gpus)
+    held = needs(space, task, Cluster(total=cluster_resources()))
     gpus = held.gpus / workers
     # Ray can be told of GPUs that are not there, and then the workers meet over gloo.
     on_gpu = gpus > 0 and torch.cuda.is_available()

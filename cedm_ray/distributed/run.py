@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import ray
 from ray import tune
 
@@ -17,17 +18,19 @@ from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.features import prepare_features
 from cedm_ray.distributed.nested import start_registry
-from cedm_ray.distributed.session import cluster_resources, get, ray_cluster
+from cedm_ray.distributed.session import cluster_resources, get, gpu_bytes, ray_cluster
 from cedm_ray.distributed.tasks import choose_device, is_nested, located
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
 from cedm_ray.errors import ConfigurationError, TryAgainError
 from cedm_ray.features.store import open_features
 from cedm_ray.search.agenda import Goal
+from cedm_ray.search.clusterings import read_labels
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import keep_model
 from cedm_ray.search.outcome import dead_end, restore, study_result
+from cedm_ray.search.packing import Cluster
 from cedm_ray.search.prepare import prepare_images, prepare_neighbors
 from cedm_ray.search.results import Notice, Show
 from cedm_ray.search.showcase import make_showcase
@@ -35,15 +38,19 @@ from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
 
-def run_study(study: Study, space: SearchSpace, goal: Goal, *, address: str | None, show: Show) -> ImageSet:
+def run_study(
+    study: Study, space: SearchSpace, goal: Goal, *, address: str | None, show: Show, labels: str | None = None
+) -> ImageSet:
     """Bring the study to the goal, and at the end of a search keep the best model. Returns the image set.
 
     address: as `ray_cluster`; Ray is not started where nothing is left to do. show: takes what the user should see.
-    Raises the errors of `errors.py`.
+    labels: as `read_labels`, for what is shown of the fits and for nothing else. Raises the errors of `errors.py`.
     """
     with _driving(study, space, show) as images:
-        if (goal.num_clusters or 0) > len(images):
-            raise ConfigurationError(f"C must not exceed the {len(images):,} images, got {goal.num_clusters}")
+        most = max((goal.num_clusters or 0, *goal.sizes))
+        if most > len(images):
+            raise ConfigurationError(f"C must not exceed the {len(images):,} images, got {most}")
+        truth = read_labels(labels, images)
         agenda, _ = restore(study, space, len(images), goal)
         if (error := dead_end(study, agenda)) is not None:
             raise error
@@ -53,10 +60,10 @@ def run_study(study: Study, space: SearchSpace, goal: Goal, *, address: str | No
             total = cluster_resources()
             show(Notice(text=f"{len(images):,} images; Ray has {total.cpus:g} CPUs and {total.gpus:g} GPUs"))
             _prepare(study, space, images, show)
-            if goal.kind != "bound":
+            if goal.kind in ("search", "trial"):
                 with _timed(study, "reference"):
                     _on_a_gpu(_measure_reference, str(study.path.absolute()), located(space))
-            _run_tasks(study, space, images, goal, show)
+            _run_tasks(study, space, images, goal, show, truth)
             if goal.kind == "search":
                 _keep_best(study, space, images, show)
         return images
@@ -66,6 +73,22 @@ def run_features(study: Study, space: SearchSpace, *, address: str | None, show:
     """Only the images, features and neighbors of a study. Returns the image set and the features' key."""
     with _driving(study, space, show) as images, ray_cluster(address):
         return images, _prepare(study, space, images, show)
+
+
+def run_other_features(
+    study: Study, space: SearchSpace, extractor: str, weights: Path | None, *, address: str | None, show: Show
+) -> tuple[ImageSet, str]:
+    """The features of another extractor than the space's, beside those. Returns the image set and their key."""
+    other = space.features.model_copy(update={"extractor": extractor, "weights": weights})
+    with _driving(study, space, show) as images, ray_cluster(address), _timed(study, "features"):
+        changed = space.model_copy(update={"features": other})
+        return images, prepare_features(study, changed, images, cluster_resources(), show)[1]
+
+
+def run_images(study: Study, space: SearchSpace, *, show: Show) -> ImageSet:
+    """Only the images of a study; Ray is not started."""
+    with _driving(study, space, show) as images:
+        return images
 
 
 @contextlib.contextmanager
@@ -93,9 +116,21 @@ def _prepare(study: Study, space: SearchSpace, images: ImageSet, show: Show) -> 
     return key
 
 
-def _run_tasks(study: Study, space: SearchSpace, images: ImageSet, goal: Goal, show: Show) -> None:
+def _run_tasks(
+    study: Study, space: SearchSpace, images: ImageSet, goal: Goal, show: Show, labels: np.ndarray | None
+) -> None:
     """One Tune experiment that runs whatever the driver asks for, until it asks for nothing more."""
-    driver = Driver(study=study, space=space, goal=goal, images=images, cluster=cluster_resources, show=show)
+    one_gpu = gpu_bytes()
+    driver = Driver(
+        study=study,
+        space=space,
+        goal=goal,
+        images=images,
+        # Asked again for every task, because a cluster grows and shrinks.
+        cluster=lambda: Cluster(total=cluster_resources(), gpu_bytes=one_gpu),
+        show=show,
+        labels=labels,
+    )
     searcher = DriverSearcher(driver)
     registry = start_registry() if is_nested(space) else None
     runs = len(list(study.ray.glob("run-*")))
@@ -103,7 +138,7 @@ def _run_tasks(study: Study, space: SearchSpace, images: ImageSet, goal: Goal, s
         tune.with_resources(StudyTask, task_resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=DriverScheduler(driver),
+            scheduler=DriverScheduler(driver, searcher.names),
             num_samples=-1,
             metric="distance",
             mode="min",
@@ -126,11 +161,11 @@ def _run_tasks(study: Study, space: SearchSpace, images: ImageSet, goal: Goal, s
     finally:
         ended = time.monotonic()
         found = driver.bound_found if driver.bound_found is not None else ended
-        if goal.kind != "trial" and driver.bound_was_unknown:
+        if goal.kind in ("bound", "search") and driver.bound_was_unknown:
             study.write_timing("bound", found - started)
             started = found
-        if goal.kind != "bound" and ended > started:
-            study.write_timing("trials", ended - started)
+        if ended > started:
+            study.write_timing({"search": "trials", "trial": "trials"}.get(goal.kind, "fits"), ended - started)
     if driver.fatal is not None:
         raise driver.fatal
     if not driver.agenda.finished:

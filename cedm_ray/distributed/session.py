@@ -10,10 +10,11 @@ from importlib.metadata import version
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
 from cedm_ray.errors import CedmError, ConfigurationError, TryAgainError
-from cedm_ray.search.driver import Resources
+from cedm_ray.search.packing import Resources
 
 _CONNECT_S = 5.0
 _AGAIN = "run the same command again: it continues where it stopped"
@@ -71,7 +72,20 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
 def cluster_resources() -> Resources:
     """What the connected cluster holds in all."""
     found = ray.cluster_resources()
-    return Resources(cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0))
+    return Resources(
+        cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0), memory_bytes=found.get("memory", float("inf"))
+    )
+
+
+def gpu_bytes() -> int | None:
+    """Memory of one of the cluster's GPUs; None where it has none, or none that torch can use."""
+    if not cluster_resources().gpus:
+        return None
+    return get(ray.remote(num_cpus=0, num_gpus=1)(_own_gpu_bytes).remote())
+
+
+def _own_gpu_bytes() -> int | None:
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def get(call: Any) -> Any:

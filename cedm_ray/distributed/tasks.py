@@ -19,7 +19,7 @@ def task_config(study: Study, space: SearchSpace, task: Task, gpus: float) -> di
         "num_clusters": task.num_clusters,
         "gpus": gpus,
     }
-    return config | ({"repeat": task.repeat} if isinstance(task, FitTask) else {})
+    return config | ({"repeat": task.repeat, "lower": task.lower} if isinstance(task, FitTask) else {})
 
 
 def located(space: SearchSpace) -> SearchSpace:
@@ -42,7 +42,11 @@ def read_task(config: dict[str, Any]) -> tuple[Study, SearchSpace, Task]:
     """Undo `task_config`."""
     study, space = Study(Path(config["study"])), SearchSpace.model_validate(config["space"])
     if "repeat" in config:
-        return study, space, FitTask(num_clusters=config["num_clusters"], repeat=config["repeat"])
+        return (
+            study,
+            space,
+            FitTask(num_clusters=config["num_clusters"], repeat=config["repeat"], lower=config["lower"]),
+        )
     return study, space, TrainTask(num_clusters=config["num_clusters"])
 
 

@@ -54,7 +54,7 @@ class DriverSearcher(_Unpickled, Searcher):
         self.names[trial_id] = task.name
         nested = isinstance(task, TrainTask) and is_nested(self.driver.space)
         config = task_config(self.driver.study, self.driver.space, task, held.gpus)
-        return config | {"cpus": held.cpus, "nested": nested}
+        return config | {"cpus": held.cpus, "memory_bytes": held.memory_bytes, "nested": nested}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """The callback has told the driver already: it knows the error's text, which does not come here."""
@@ -67,15 +67,19 @@ class DriverSearcher(_Unpickled, Searcher):
 
 
 class DriverScheduler(_Unpickled, FIFOScheduler):
-    """Stops a trial whose report the driver answers with its end, and whatever still runs when the search is over."""
+    """Stops a trial whose report the driver answers with its end, and whatever runs that nothing waits for any more.
 
-    def __init__(self, driver: Driver) -> None:
+    names: of the tasks, by the trials' ids.
+    """
+
+    def __init__(self, driver: Driver, names: dict[str, str]) -> None:
         super().__init__()
-        self.driver = driver
+        self.driver, self.names = driver, names
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "rung" not in result:
-            return TrialScheduler.STOP if self.driver.over else TrialScheduler.CONTINUE
+            needless = self.driver.needless(self.names[trial.trial_id])
+            return TrialScheduler.STOP if needless else TrialScheduler.CONTINUE
         with _errors_end(self.driver):
             decision = self.driver.judge(TrialReport(**{name: result[name] for name in _REPORT_FIELDS}))
             return TrialScheduler.CONTINUE if decision.status == "running" else TrialScheduler.STOP
@@ -131,4 +135,5 @@ def task_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """What Tune sets aside for a task. The workers of a nested trial reserve their own; its trial sits on the head."""
     if config["nested"]:
         return tune.PlacementGroupFactory([HEAD_SHARE])
-    return tune.PlacementGroupFactory([{"CPU": config["cpus"]} | ({"GPU": config["gpus"]} if config["gpus"] else {})])
+    held = {"CPU": config["cpus"], "GPU": config["gpus"], "memory": int(config["memory_bytes"])}
+    return tune.PlacementGroupFactory([{name: amount for name, amount in held.items() if amount}])

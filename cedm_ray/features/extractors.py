@@ -7,7 +7,8 @@
 - a row of `published`: `dino_vitb16`, `mocov3_vitb16`, `ibot_vitl16`, `dinov2_vitg14`, `openclip_vitbigg14`
 - `openclip:MODEL:TAG`  any OpenCLIP model
 - a path             a TorchScript file, uint8 [B, 3, H, W] -> float [B, D]; a word is a path if it has a slash or ends
-                     in .pt, .ts or .torchscript
+                     in .pt, .ts, .torchscript or .npy
+- a path of a .npy   features that were computed elsewhere, [N, D] in the order of the image set; no detector
 - another word       a timm model with its pretrained weights, `vit_base_patch16_224.dino`
 
 Each but `pixels` and a path takes its weights from a file instead, where one is named (`weights`).
@@ -24,6 +25,7 @@ from pydantic import Field
 from cedm_ray.config import Config
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import ConfigurationError
+from cedm_ray.features.feature_file import open_feature_file
 from cedm_ray.features.inception import open_inception
 from cedm_ray.features.network import Extractor
 from cedm_ray.features.openclip import PREFIX as OPENCLIP_PREFIX
@@ -43,6 +45,7 @@ __all__ = [
     "open_text_encoder",
 ]
 
+_FEATURE_FILE = ".npy"
 _BUILT_IN = ("pixels", "inception", "inception_clean", *PUBLISHED)
 
 
@@ -84,6 +87,8 @@ def open_extractor(
         return open_text_encoder(spec, images, weights=weights, device=device).images
     if spec in PUBLISHED:
         return open_published(PUBLISHED[spec], name, images.size, device, weights)
+    if spec.endswith(_FEATURE_FILE):
+        return open_feature_file(Path(absolute_spec(spec)), name, images)
     if _is_path(spec):
         return open_torchscript(Path(absolute_spec(spec)), name, images.size, device)
     return open_timm(spec, name, images.size, device, weights)
@@ -139,4 +144,5 @@ def _is_openclip(spec: str) -> bool:
 
 
 def _is_path(spec: str) -> bool:
-    return "/" in spec or (not spec.startswith(OPENCLIP_PREFIX) and spec.endswith((".pt", ".ts", ".torchscript")))
+    endings = (".pt", ".ts", ".torchscript", _FEATURE_FILE)
+    return "/" in spec or (not spec.startswith(OPENCLIP_PREFIX) and spec.endswith(endings))

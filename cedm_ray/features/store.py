@@ -34,7 +34,8 @@ from cedm_ray.durable import (
     write_record,
 )
 from cedm_ray.errors import InputDataError, IntegrityError
-from cedm_ray.features.extractors import Extractor
+from cedm_ray.features.feature_file import FeatureFile
+from cedm_ray.features.network import Extractor
 
 SHARD_ROWS = 8192
 _NAMED_IMAGES = 5
@@ -122,9 +123,13 @@ def extract_shard(
     features = np.empty((len(rows), extractor.dim), dtype=np.float32)
     for start in range(0, len(rows), batch_size):
         stop = min(start + batch_size, len(rows))
-        # A copy: the memory map is read-only and torch knows no such tensors.
-        batch = torch.from_numpy(np.array(images.pixels[rows[start] : rows[stop - 1] + 1]))
-        features[start:stop] = extractor(batch.to(extractor.device)).cpu().numpy()
+        found = slice(rows[start], rows[stop - 1] + 1)
+        if isinstance(extractor, FeatureFile):
+            features[start:stop] = extractor.rows[found]
+        else:
+            # A copy: the memory map is read-only and torch knows no such tensors.
+            batch = torch.from_numpy(np.array(images.pixels[found]))
+            features[start:stop] = extractor(batch.to(extractor.device)).cpu().numpy()
         yield stop
     _check_finite(features, images.names[rows.start : rows.stop], extractor.name)
     data = io.BytesIO()

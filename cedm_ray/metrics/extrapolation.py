@@ -11,8 +11,11 @@ blocks, in a random order, make K / j disjoint unions of n = j blocks, whose dis
 line thus sees every image once: to first order all points carry the same sampling error, the intercept carries it too,
 and the scatter between the smallest unions, over the root of their number, measures it.
 
-What remains is the bias of the reference, which is the same for all models, and the terms beyond 1 / n: the smallest
-union should hold more images than the features have dimensions.
+What remains is the bias of the reference, which is the same for all models, and the terms beyond 1 / n, which bend the
+line where there are few images for the dimensions. On Gaussians of D = 256 with a true distance of 0.55, 1,250 images
+gave -0.41 from unions of 125 and up and 0.48 from 625 and up, at a standard error of 0.1, where the plain distance was
+2.46. Unions of fewer than 2 D images are therefore left out, and where two numbers of images are not left, so is the
+answer.
 """
 
 from collections.abc import Sequence
@@ -52,31 +55,31 @@ def frechet_infinity(
     blocks: Sequence[FeatureStatistics] | Sequence[Tensor],
     reference: FeatureStatistics | ReferenceFactor,
     *,
-    smallest_share: float = 0.1,
+    smallest: int | None = None,
     seed: int = 0,
 ) -> Extrapolation:
     """Extrapolate the Fréchet distance to infinitely many generated images.
 
     blocks: disjoint shares of the generated images, at least 2 of equally many images: their statistics, or their
-    features [n / K, D], where unions of fewer images than D then take the low-rank form, which is faster and exact.
-    Numbers with many divisors serve best: 10 blocks give 4 points from 18 distances, 12 give 5 from 27. reference: the
-    other side, kept as it is. smallest_share: the smallest union as a share of all images, in (0, 1). seed: of the
-    order in which blocks unite.
-    Raises ValueError for arguments outside these ranges, and as `frechet_distance`.
+    features [n / K, D], where unions of fewer images than D take the low-rank form, which is faster and exact. Numbers
+    with many divisors serve best: 10 blocks give up to 4 points from 18 distances, 12 give 6 from 28. reference: the
+    other side, kept as it is. smallest: images that a union must hold to be a point of the line; None = 2 D. seed: of
+    the order in which blocks unite.
+    Raises ValueError where blocks differ in size, where fewer than two numbers of images are left, and as
+    `frechet_distance`.
     """
     if len(blocks) < 2:
         raise ValueError(f"at least 2 blocks are needed, got {len(blocks)}")
-    if not 0 < smallest_share < 1:
-        raise ValueError(f"smallest_share must lie in (0, 1), got {smallest_share}")
     sizes = {len(block) if isinstance(block, Tensor) else block.count for block in blocks}
     if len(sizes) != 1:
         raise ValueError(f"blocks must hold equally many images, got from {min(sizes)} to {max(sizes)}")
     per_block, total = sizes.pop(), len(blocks)
-    joined = [size for size in range(1, total + 1) if total % size == 0 and size >= smallest_share * total]
+    least = 2 * _width(blocks[0]) if smallest is None else smallest
+    joined = [size for size in range(1, total + 1) if total % size == 0 and size * per_block >= least]
     if len(joined) < 2:
         raise ValueError(
-            f"{total} blocks have no divisor below them of at least {smallest_share} times their number: "
-            "take another number of blocks or a lower smallest_share"
+            f"{total} blocks of {per_block:,} images make fewer than two unions of different size that hold at least "
+            f"{least:,} images (twice the width of the features, unless told otherwise), and a line needs two points"
         )
     factor = reference if isinstance(reference, ReferenceFactor) else frechet_reference(reference)
     order = np.random.default_rng(seed).permutation(total)
@@ -98,6 +101,10 @@ def frechet_infinity(
         counts=tuple(counts.tolist()),
         distances=tuple(distances.tolist()),
     )
+
+
+def _width(block: FeatureStatistics | Tensor) -> int:
+    return block.shape[1] if isinstance(block, Tensor) else block.dim
 
 
 def _distance_of_union(blocks: list, factor: ReferenceFactor) -> float:

@@ -64,7 +64,8 @@ def bootstrap_difference(
 
     blocks_a, blocks_b: statistics of disjoint shares of each model's images, at least 5 of equally many; blocks_a[i]
     and blocks_b[i] must come from the same seeds. level: confidence, in (0, 1). replicates: at least 20. seed: of the
-    resamples. Costs two distances a replicate; works on the reference's device and holds the blocks twice.
+    resamples. Costs the eigenvalues of two D x D matrices a replicate, which at D = 2,048 is minutes for 200 on one
+    core; works on the reference's device and holds the blocks twice.
     Raises ValueError for arguments that break these rules, and as `frechet_distance`.
     """
     if len(blocks_a) != len(blocks_b) or len(blocks_a) < 5:

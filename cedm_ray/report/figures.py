@@ -64,7 +64,7 @@ def distance_versus_clusters(result: StudyResult) -> Figure:
     Trials that did not complete are drawn hollow at their last usable distance, labeled with the images they had seen
     (where there is room): a hollow point is an upper estimate, not a competitor.
     """
-    figure, axes = _figure(right=0.92, top=0.80)
+    figure, axes = new_figure(right=0.92, top=0.80)
     conditional = sorted(
         (t for t in result.trials if t.num_clusters is not None and t.final), key=lambda t: t.num_clusters
     )
@@ -134,7 +134,7 @@ def distance_versus_images(result: StudyResult) -> Figure:
 
     Vertical hairs are the rungs, at which the trials were compared. The lines' colors run with log C.
     """
-    figure, axes = _figure(right=0.85, top=0.97)
+    figure, axes = new_figure(right=0.85, top=0.97)
     trials = [t for t in result.trials if _usable(t)]
     _distance_axis(axes, result.metric, [r.distance for t in trials for r in _usable(t)])
     _images_axis(axes, result, trials)
@@ -212,7 +212,8 @@ def svg(figure: Figure, description: str) -> str:
     return markup.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
-def _figure(right: float, top: float) -> tuple[Figure, Axes]:
+def new_figure(right: float, top: float) -> tuple[Figure, Axes]:
+    """An empty figure of the page's width; right, top: where its axes end, in shares of the figure."""
     figure = Figure(figsize=(_WIDTH, _HEIGHT))
     axes = figure.add_axes((0.075, 0.125, right - 0.075, top - 0.125))
     axes.spines[["top", "right"]].set_visible(False)
@@ -245,7 +246,11 @@ def _cluster_axis(axes: Axes, result: StudyResult, conditional: Sequence[TrialRe
     c_max = result.bound.c_max
     wanted = [result.best_num_clusters, c_max, 2 if c_max else None]
     wanted += [t.num_clusters for t in conditional] + [p.num_clusters for p in result.bound.points]
-    wanted = [c for c in wanted if c is not None]
+    log_cluster_axis(axes, [c for c in wanted if c is not None])
+
+
+def log_cluster_axis(axes: Axes, wanted: Sequence[int]) -> None:
+    """log2 C, wide enough for all of `wanted`, with plain integers at them; where they crowd, the first ones win."""
     low, high = (min(wanted), max(wanted)) if wanted else (2, 64)
     margin = 2 ** (0.04 * math.log2(high / low) if high > low else 0.5)
     axes.set_xscale("log", base=2)

@@ -57,15 +57,7 @@ def write_report(result: StudyResult, rows: Sequence[ClusterRow], path: Path) ->
 
     Raises StorageError where `path` cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cedm_ray", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "amount": amount, "duration": duration, "plain": printable}
-    page = environment.get_template("page.html.jinja").render(
+    page = template("page.html.jinja").render(
         result=result,
         headline=_headline(result),
         trials=[_table_row(result, trial) for trial in _ordered(result)],
@@ -83,6 +75,19 @@ def write_report(result: StudyResult, rows: Sequence[ClusterRow], path: Path) ->
         ],
     )
     write_bytes(path, page.encode())
+
+
+def template(name: str) -> jinja2.Template:
+    """A page's template: everything that goes into it is escaped, and nothing may be missing."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cedm_ray", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "amount": amount, "duration": duration, "plain": printable}
+    return environment.get_template(name)
 
 
 def write_table(result: StudyResult, path: Path) -> None:

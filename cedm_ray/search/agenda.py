@@ -2,7 +2,7 @@
 
 It composes the bound search, the candidates inside the bound and the C-EDM trials. It knows no process, file or clock:
 fed with a study's records, in any order, it stands where the study stood. The unconditional baseline needs no clusters,
-so it may train while the bound is still searched.
+so it may train while the bound is still searched. The fits of the lower end unlock nothing and come after the bound's.
 """
 
 from collections import Counter
@@ -11,20 +11,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cedm_ray.clustering.bound import BoundConfig, BoundResult, UpperBoundSearch
+from cedm_ray.clustering.lower_bound import LowerBoundConfig, LowerBoundResult, lower_bound
 from cedm_ray.search.candidates import CandidatesConfig, candidates
 from cedm_ray.search.results import trial_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitTask:
-    """Fit TEMI with `num_clusters` clusters; repeat: which of the repeated fits, from 0."""
+    """Fit TEMI with `num_clusters` clusters; repeat: which of the repeated fits, from 0. lower: with gamma = 1, for the
+    lower end."""
 
     num_clusters: int
     repeat: int
+    lower: bool = False
 
     @property
     def name(self) -> str:
-        return f"{trial_name(self.num_clusters)}-r{self.repeat}"
+        return f"{trial_name(self.num_clusters)}{'-lower' if self.lower else ''}-r{self.repeat}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,24 +46,42 @@ Task = FitTask | TrainTask
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """How far a driver goes. bound: stop when C_max is known. search: to C_V. trial: train one C (None: the baseline)
-    through the rungs, whatever the bound says; a rung stops it where the study's other trials are better."""
+    """How far a driver goes. bound: stop when C_max and the lower end are known. search: to C_V. trial: train one C
+    (None: the baseline) through the rungs, whatever the bound says; a rung stops it where the study's other trials are
+    better. fits: only fit every C of `sizes`, as often as the bound's repeats."""
 
-    kind: Literal["bound", "search", "trial"]
+    kind: Literal["bound", "search", "trial", "fits"]
     num_clusters: int | None = None
+    sizes: tuple[int, ...] = ()
 
 
 class Agenda:
     """Ask for tasks, tell what came of them. Tells may come in any order and for tasks that were never asked.
 
-    bound, grid: the space's configurations. seed: shuffles the candidates. num_images: N.
+    bound, lower, grid: the space's configurations. seed: shuffles the candidates. num_images: N.
     """
 
-    def __init__(self, *, goal: Goal, bound: BoundConfig, grid: CandidatesConfig, seed: int, num_images: int) -> None:
+    def __init__(
+        self,
+        *,
+        goal: Goal,
+        bound: BoundConfig,
+        lower: LowerBoundConfig,
+        grid: CandidatesConfig,
+        seed: int,
+        num_images: int,
+    ) -> None:
         self.goal = goal
         self._bound_config, self._num_images = bound, num_images
+        self._lower_tasks = tuple(
+            FitTask(num_clusters=num_clusters, repeat=repeat, lower=True)
+            for num_clusters in lower.num_clusters
+            for repeat in range(lower.repeats)
+            if num_clusters <= num_images
+        )
         self._grid, self._seed = grid, seed
         self._fitted: dict[int, dict[int, int]] = {}
+        self._lower_used: dict[FitTask, int] = {}
         self._asked: set[Task] = set()
         self._ended: set[str] = set()
         self._search, self._waiting = self._replay()
@@ -76,9 +97,11 @@ class Agenda:
                 return task
         return None
 
-    def tell_fit(self, num_clusters: int, repeat: int, num_used: int) -> None:
+    def tell_fit(self, num_clusters: int, repeat: int, num_used: int, *, lower: bool = False) -> None:
         """A fit is done and used `num_used` of its clusters. Telling it again changes nothing."""
-        if repeat not in self._fitted.setdefault(num_clusters, {}):
+        if lower:
+            self._lower_used[FitTask(num_clusters=num_clusters, repeat=repeat, lower=True)] = num_used
+        elif repeat not in self._fitted.setdefault(num_clusters, {}):
             self._fitted[num_clusters][repeat] = num_used
             self._search, self._waiting = self._replay()
 
@@ -96,9 +119,32 @@ class Agenda:
         return self._search.result()
 
     @property
+    def lower(self) -> LowerBoundResult | None:
+        """The lower end by the fits that are done; None where there is none."""
+        told: dict[int, list[int]] = {}
+        for task in self._lower_tasks:
+            if task in self._lower_used:
+                told.setdefault(task.num_clusters, []).append(self._lower_used[task])
+        return lower_bound(told)
+
+    @property
+    def unneeded(self) -> set[str]:
+        """The names of fits that were asked ahead and whose answer can no longer matter."""
+        if self.goal.kind not in ("bound", "search"):
+            return set()
+        if self.bound is None:
+            # All that the sequential search may yet come to ask.
+            search, waiting = self._replay()
+            wanted = {waiting.num_clusters, *search.ask(self._num_images * self._bound_config.repeats)}
+        else:
+            wanted = set(self.candidates) if self.goal.kind == "search" else set()
+        fits = {task for task in self._asked if isinstance(task, FitTask) and not task.lower}
+        return {task.name for task in fits if task.num_clusters not in wanted and not self._is_fitted(task)}
+
+    @property
     def blocked_by(self) -> FitTask | None:
         """The failed fit that the search for the bound has come to wait for; None while it can go on."""
-        waiting = self._waiting if self.goal.kind != "trial" else None
+        waiting = self._waiting if self.goal.kind in ("bound", "search") else None
         return waiting if waiting is not None and waiting.name in self._ended else None
 
     @property
@@ -114,11 +160,13 @@ class Agenda:
         """Whether nothing is left to ask or to wait for."""
         if self.goal.kind == "trial":
             return self._is_over(self.goal.num_clusters)
+        if self.goal.kind == "fits":
+            return all(self._is_fitted(task) or task.name in self._ended for task in self._own_fits())
         if self.bound is None:
             return self.blocked_by is not None
-        if self.goal.kind == "bound" or self.bound.c_max is None:
-            return True
-        return all(self._is_over(c) for c in (None, *self.candidates))
+        trials = (None, *self.candidates) if self.goal.kind == "search" and self.candidates else ()
+        lower_end = all(self._is_fitted(task) or task.name in self._ended for task in self._lower_tasks)
+        return lower_end and all(self._is_over(c) for c in trials)
 
     def _is_over(self, num_clusters: int | None) -> bool:
         """Whether the trial of this C ended, or can never start because its fit failed."""
@@ -134,14 +182,18 @@ class Agenda:
         if self.goal.kind == "trial":
             yield from self._steps(self.goal.num_clusters)
             return
+        if self.goal.kind == "fits":
+            for task in self._own_fits():
+                yield from self._new(task)
+            return
         if self.bound is None:
             for task in self._questions(free_fits):
                 yield from self._new(task)
-            if self.goal.kind == "search":
-                yield from self._steps(None)
-            return
-        for num_clusters in (None, *self.candidates):
-            yield from self._steps(num_clusters)
+        for task in self._lower_tasks:
+            yield from self._new(task)
+        if self.goal.kind == "search":
+            for num_clusters in (None, *(self.candidates or ())):
+                yield from self._steps(num_clusters)
 
     def _steps(self, num_clusters: int | None) -> Iterator[Task]:
         """What the trial of this C needs next, if it is neither under way nor over."""
@@ -151,8 +203,15 @@ class Agenda:
             yield from self._new(TrainTask(num_clusters=num_clusters))
 
     def _new(self, task: Task) -> Iterator[Task]:
-        if task not in self._asked and task.name not in self._ended:
+        done = isinstance(task, FitTask) and self._is_fitted(task)
+        if task not in self._asked and task.name not in self._ended and not done:
             yield task
+
+    def _own_fits(self) -> Iterator[FitTask]:
+        """The fits that are the goal themselves."""
+        for num_clusters in self.goal.sizes:
+            for repeat in range(self._bound_config.repeats):
+                yield FitTask(num_clusters=num_clusters, repeat=repeat)
 
     def _replay(self) -> tuple[UpperBoundSearch, FitTask | None]:
         """The bound search as the fits answer it one question at a time, and the question it now waits for, if any.
@@ -187,4 +246,6 @@ class Agenda:
                 yield task
 
     def _is_fitted(self, task: FitTask) -> bool:
+        if task.lower:
+            return task in self._lower_used
         return task.repeat in self._fitted.get(task.num_clusters, {})

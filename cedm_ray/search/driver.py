@@ -6,50 +6,27 @@ answers. Only one driver works on a study at a time; the study's lock sees to th
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import numpy as np
 
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import CedmError, ConfigurationError
 from cedm_ray.search.agenda import FitTask, Goal, Task, TrainTask
+from cedm_ray.search.clusterings import features_shape, fit_summary
 from cedm_ray.search.outcome import dead_end, restore
+from cedm_ray.search.packing import Cluster, Resources, needs
 from cedm_ray.search.results import Decision, Notice, Progress, Show, TrialReport
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """Cores and GPUs, shares allowed: of a cluster, or what a task holds."""
-
-    cpus: float
-    gpus: float
-
-    def __sub__(self, other: "Resources") -> "Resources":
-        return Resources(cpus=self.cpus - other.cpus, gpus=self.gpus - other.gpus)
-
-    def room_for(self, other: "Resources") -> int:
-        """How many times `other` fits into this; a billionth is forgiven, as shares are added in floating point."""
-        shares = [(self.cpus, other.cpus), (self.gpus, other.gpus)]
-        return max(0, int(min(have / want + 1e-9 for have, want in shares if want > 0)))
-
-
-def needs(space: SearchSpace, task: Task, cluster_gpus: float) -> Resources:
-    """What a task holds while it runs, all workers together, on a cluster with that many GPUs."""
-    if isinstance(task, FitTask):
-        fit = space.resources.fit
-        gpus = fit.gpus if fit.gpus is not None else (0.25 if cluster_gpus else 0.0)
-        return Resources(cpus=fit.cpus, gpus=gpus)
-    trial = space.resources.trial
-    gpus = trial.gpus if trial.gpus is not None else (1.0 if cluster_gpus else 0.0)
-    return Resources(cpus=trial.workers * trial.cpus, gpus=trial.workers * gpus)
-
-
 class Driver:
     """Drives one study towards a goal, from wherever its records leave it.
 
-    images: the study's image set. cluster: says what the cluster holds in all, now. show: takes Progress and Notice
-    values for the user's eyes. Raises IntegrityError where the records contradict themselves, ConfigurationError where
-    a task asks for more than the cluster holds.
+    images: the study's image set. cluster: says what the cluster holds in all, now. show: takes what the user should
+    see. labels: of the images, integers [N], which only the summaries of the fits are told; None without any. Raises
+    IntegrityError where the records contradict themselves, ConfigurationError where a task asks for more than the
+    cluster holds.
 
     live: the tasks that run, by name, with what they hold. fatal: an error that ends the whole search, None while there
     is none. bound_was_unknown: when this driver began. bound_found: when it came to be known, in monotonic seconds;
@@ -63,25 +40,27 @@ class Driver:
         space: SearchSpace,
         goal: Goal,
         images: ImageSet,
-        cluster: Callable[[], Resources],
+        cluster: Callable[[], Cluster],
         show: Show,
+        labels: np.ndarray | None = None,
     ) -> None:
         self.study, self.space, self.goal = study, space, goal
-        self._cluster, self._show = cluster, show
+        self._cluster, self._show, self._labels = cluster, show, labels
         self.agenda, self.asha = restore(study, space, len(images), goal)
         self.live: dict[str, tuple[Task, Resources]] = {}
         self.fatal: CedmError | None = dead_end(study, self.agenda)
         self.bound_was_unknown = self.agenda.bound is None
         self.bound_found: float | None = None
+        self._features_shape = features_shape(study)
         self._record_candidates()
-        total = cluster()
+        now = cluster()
         for task in _kinds_of_tasks(goal):
-            wanted = needs(space, task, total.gpus)
-            if not total.room_for(wanted):
+            wanted = needs(space, task, now, self._features_shape)
+            if not now.total.room_for(wanted):
                 kind = "fit" if isinstance(task, FitTask) else "trial"
                 raise ConfigurationError(
                     f"one {kind} asks for {wanted.cpus:g} CPUs and {wanted.gpus:g} GPUs, "
-                    f"and the cluster has {total.cpus:g} and {total.gpus:g}",
+                    f"and the cluster has {now.total.cpus:g} and {now.total.gpus:g}",
                     mend=f"lower resources.{kind} in the search space, or use a larger cluster",
                 )
 
@@ -95,24 +74,32 @@ class Driver:
         """Whether it is over and nothing runs."""
         return self.over and not self.live
 
+    def needless(self, name: str) -> bool:
+        """Whether a running task is to be stopped: nothing is wanted any more, or not this."""
+        return self.over or name in self.agenda.unneeded
+
     def next_task(self) -> tuple[Task, Resources] | None:
         """A task that fits on what is free, with what it will hold; None where there is none now."""
         if self.over:
             return None
-        total = self._cluster()
-        free = total
+        cluster = self._cluster()
+        free = cluster.total
         for _, held in self.live.values():
             free = free - held
-        fit = needs(self.space, FitTask(num_clusters=2, repeat=0), total.gpus)
-        trial = needs(self.space, TrainTask(num_clusters=2), total.gpus)
+        smallest = needs(self.space, FitTask(num_clusters=2, repeat=0), cluster, self._features_shape)
+        trial = needs(self.space, TrainTask(num_clusters=2), cluster)
         running_fits = sum(isinstance(task, FitTask) for task, _ in self.live.values())
-        task = self.agenda.ask(
-            free_fits=min(self.space.resources.fit.at_once - running_fits, free.room_for(fit)),
-            free_trials=free.room_for(trial),
-        )
+        free_fits = min(self.space.resources.fit.at_once - running_fits, free.room_for(smallest))
+        free_trials = free.room_for(trial)
+        task = self.agenda.ask(free_fits=free_fits, free_trials=free_trials)
+        held = None if task is None else needs(self.space, task, cluster, self._features_shape)
+        if isinstance(task, FitTask) and not free.room_for(held):
+            # The fits that follow are larger still; a trial may fit all the same.
+            self.agenda.forget(task)
+            task = self.agenda.ask(free_fits=0, free_trials=free_trials)
+            held = trial
         if task is None:
             return None
-        held = fit if isinstance(task, FitTask) else trial
         self.live[task.name] = (task, held)
         return task, held
 
@@ -132,8 +119,9 @@ class Driver:
             fit = self.study.fits().get(name)
             if fit is not None:
                 self._tell_fit(fit)
-                self._show(Notice(text=f"C = {fit.num_clusters}: {fit.num_used} clusters used in {fit.seconds:.1f} s"))
             else:
+                if name in self.agenda.unneeded:
+                    self._show(Notice(text=f"{name} was not needed any more"))
                 self.agenda.forget(task)
         elif not any(decision.trial == name and decision.status != "running" for decision in self.asha.decisions):
             self.agenda.forget(task)
@@ -152,8 +140,10 @@ class Driver:
         self.fatal = self.fatal or dead_end(self.study, self.agenda)
 
     def _tell_fit(self, fit: FitRecord) -> None:
-        """Tell the agenda of a fit, and the user of the bound once it is known by it."""
-        self.agenda.tell_fit(fit.num_clusters, fit.repeat, fit.num_used)
+        """Tell the agenda of a fit, and the user of it and of the bound once it is known by it."""
+        self.agenda.tell_fit(fit.num_clusters, fit.repeat, fit.num_used, lower=fit.lower)
+        task = FitTask(num_clusters=fit.num_clusters, repeat=fit.repeat, lower=fit.lower)
+        self._show(fit_summary(self.study, self.space, task, fit.seconds, self._labels))
         # A fit that was asked ahead may have failed before; this answer may be what makes the bound wait for it.
         self.fatal = self.fatal or dead_end(self.study, self.agenda)
         self._record_candidates()

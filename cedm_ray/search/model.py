@@ -150,7 +150,8 @@ def open_model(checkpoint: durable.Checkpoint, device: str) -> TrainedModel:
     net = UNet(meaning.network, meaning.image_size, len(meaning.class_ids), meaning.augment_dim)
     arrays, _ = durable.unpack_tensors(checkpoint.files[EMA_FILE], str(checkpoint.folder / EMA_FILE))
     net.load_state_dict({name.removeprefix(_EMA): torch.from_numpy(array) for name, array in arrays.items()})
-    denoiser = Denoiser(net, meaning.edm).to(device).eval().requires_grad_(False)
+    # In the layout that training and its evaluations use: another layout rounds differently.
+    denoiser = Denoiser(net, meaning.edm).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return TrainedModel(
         denoiser=denoiser, meaning=meaning, images_seen=checkpoint.manifest["images_seen"], device=device
     )

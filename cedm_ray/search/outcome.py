@@ -23,9 +23,16 @@ def restore(study: Study, space: SearchSpace, num_images: int, goal: Goal) -> tu
         asha.replay(reports, decisions)
     except ValueError as error:
         raise IntegrityError(f"{study.path}: {error}") from None
-    agenda = Agenda(goal=goal, bound=space.bound, grid=space.candidates, seed=space.seed, num_images=num_images)
+    agenda = Agenda(
+        goal=goal,
+        bound=space.bound,
+        lower=space.lower_bound,
+        grid=space.candidates,
+        seed=space.seed,
+        num_images=num_images,
+    )
     for fit in study.fits().values():
-        agenda.tell_fit(fit.num_clusters, fit.repeat, fit.num_used)
+        agenda.tell_fit(fit.num_clusters, fit.repeat, fit.num_used, lower=fit.lower)
     for name in study.failures():
         agenda.tell_end(name)
     for decision in asha.decisions:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cedm_ray.clustering.bound import BoundResult
+from cedm_ray.metrics.agreement import Agreement, ClusterSizes
 
 UNCONDITIONAL = "unconditional"
 
@@ -39,7 +40,31 @@ class Progress:
     ended: bool = False
 
 
-Show = Callable[[Progress | Notice], None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusteringSummary:
+    """One line of a table of clusterings.
+
+    name: of the clustering in its study. method: "temi", "kmeans", ... sizes: of the clusters in use. agreement: with
+    the labels, None without any. seconds: that the clustering took, None where that is not known. passed: whether its
+    utilization is above the bound's threshold, None where none was asked for.
+    """
+
+    name: str
+    method: str
+    num_clusters: int
+    num_used: int
+    sizes: ClusterSizes
+    agreement: Agreement | None
+    seconds: float | None
+    passed: bool | None = None
+
+    @property
+    def utilization(self) -> float:
+        """r_C = C^u / C, in (0, 1]."""
+        return self.num_used / self.num_clusters
+
+
+Show = Callable[[Progress | Notice | ClusteringSummary], None]
 """What a driver tells the user through."""
 
 

@@ -6,7 +6,9 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from cedm_ray.clustering.bound import BoundConfig
-from cedm_ray.clustering.temi import TemiConfig
+from cedm_ray.clustering.kmeans import KMeansConfig
+from cedm_ray.clustering.lower_bound import LowerBoundConfig
+from cedm_ray.clustering.recipe import TemiConfig
 from cedm_ray.config import Config, read_config
 from cedm_ray.data.sources import ImagesConfig
 from cedm_ray.diffusion.augment import AugmentConfig
@@ -70,7 +72,9 @@ class SearchSpace(Config):
     images: ImagesConfig
     features: FeaturesConfig = FeaturesConfig()
     clustering: TemiConfig = TemiConfig()
+    kmeans: KMeansConfig = KMeansConfig()
     bound: BoundConfig = BoundConfig()
+    lower_bound: LowerBoundConfig = LowerBoundConfig()
     candidates: CandidatesConfig = CandidatesConfig()
     rungs: AshaConfig = AshaConfig()
     network: UNetConfig = UNetConfig()
@@ -89,11 +93,14 @@ class SearchSpace(Config):
         return self.sampling if steps is None else self.sampling.model_copy(update={"num_steps": steps})
 
     def settled(self) -> dict[str, Any]:
-        """What a study must keep when it is resumed: all but what changes no result (resources, checkpoints, and how
-        much is computed at once) and the place of the images, whose content has a digest of its own."""
+        """What a study must keep when it is resumed: all but what changes no result (resources, checkpoints, how much
+        is computed at once, and the name of a preset whose values are kept) and the place of the images, whose content
+        has a digest of its own."""
         plain = self.model_dump(mode="json")
         del plain["resources"], plain["checkpoints"], plain["images"]["source"]
-        del plain["clustering"]["head_group"], plain["training"]["microbatch"], plain["sampling"]["batch_size"]
+        for key in ("preset", "head_group", "memory_budget_gib", "compile"):
+            del plain["clustering"][key]
+        del plain["training"]["microbatch"], plain["sampling"]["batch_size"]
         return plain
 
     @classmethod

@@ -9,6 +9,8 @@
       references/KEY.safetensors  feature statistics of the training set    driver
       references/KEY-rows-R.*  features of a sample of it                   evaluate
       fits/cCCCCC-rR.*         one TEMI fit: its tensors, then its record   the fit
+                               (cCCCCC-lower-rR.* with gamma = 1)
+      clusterings/NAME.parquet any clustering for people and other programs, written once; NAME.html shows it
       candidates.json          the C to train, in their order               driver
       trials/NAME/reports/     one record a rung                            the trial
       trials/NAME/checkpoints/ the newest checkpoints                       the trial
@@ -17,7 +19,7 @@
       timings/SSSS.json        wall seconds of a stage                      driver
       best/                    the kept model                               driver
       evaluations/NAME-DIGEST.json  what `evaluate` measured of a model      evaluate
-      result.json results.csv report.html samples.png                       driver, made anew from the records
+      result.json results.csv report.html samples.png bound.json bound.html driver, made anew from the records
       ray/                     Ray's own files: a cache, never read back
 
 Only this file names them. SSSS are sequence numbers; the order of a study's records is theirs and not a clock's.
@@ -39,13 +41,15 @@ from cedm_ray.search.results import UNCONDITIONAL, Decision, TrialReport
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRecord:
-    """One finished TEMI fit. loss: of its best head. seconds: wall time of the fit."""
+    """One finished TEMI fit. loss: of its best head. seconds: wall time of the fit. lower: made with gamma = 1, for the
+    lower end."""
 
     num_clusters: int
     repeat: int
     num_used: int
     loss: float
     seconds: float
+    lower: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,10 @@ class Study:
         """The tensors of a fit: `labels` int32 [N] and the best head's parameters."""
         return self.path / "fits" / f"{name}.safetensors"
 
+    def clustering(self, name: str) -> Path:
+        """An assignment with its provenance; `NAME.html` beside it is its page."""
+        return self.path / "clusterings" / f"{name}.parquet"
+
     def checkpoints(self, trial: str) -> Path:
         return self.path / "trials" / trial / "checkpoints"
 
@@ -101,6 +109,10 @@ class Study:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def bound_page(self) -> Path:
+        return self.path / "bound.html"
 
     @property
     def table(self) -> Path:
@@ -219,6 +231,10 @@ class Study:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """The result for other programs; made anew from the records by every command that ends."""
         durable.replace_record(self.path / "result.json", result)
+
+    def write_bound(self, bound: Mapping[str, Any]) -> None:
+        """Both ends of C for other programs; made anew from the records."""
+        durable.replace_record(self.path / "bound.json", bound)
 
     def _append(self, folder: str, digits: int, record: Mapping[str, Any]) -> None:
         number = len(_listing(self.path / folder, "*.json")) + 1

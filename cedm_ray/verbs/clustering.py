@@ -1,4 +1,4 @@
-"""The verbs that need no generative model: features, bound."""
+"""The verbs that need no generative model: features, bound, cluster."""
 
 import json
 from pathlib import Path
@@ -29,28 +29,82 @@ def features(space: Path, study: Path, images: str | None, address: str | None, 
 
 @click.command()
 @click.argument("space", type=click.Path(path_type=Path))
-@options("study", "images", "address", "quiet", "json")
-def bound(space: Path, study: Path, images: str | None, address: str | None, quiet: bool, as_json: bool) -> None:
+@options("study", "images", "labels", "address", "quiet", "json")
+def bound(
+    space: Path, study: Path, images: str | None, labels: str | None, address: str | None, quiet: bool, as_json: bool
+) -> None:
     """Find C_max, the upper bound of C, by clustering alone."""
-    import dataclasses
-
     from cedm_ray.distributed.run import run_study
+    from cedm_ray.report.publish import publish_bound
     from cedm_ray.search.agenda import Goal
-    from cedm_ray.search.outcome import restore
-    from cedm_ray.terminal import Display, print_table
+    from cedm_ray.search.findings import bound_findings, bound_json
+    from cedm_ray.terminal import ClusteringTable, Display
 
     place, read = open_study(space, study, images)
-    with Display(quiet=quiet) as show:
-        found = run_study(place, read, Goal(kind="bound"), address=address, show=show)
-    result = restore(place, read, len(found), Goal(kind="bound"))[0].bound
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(result), indent=2))
+    table = None if as_json else ClusteringTable()
+    with Display(quiet=quiet, table=table) as show:
+        found = run_study(place, read, Goal(kind="bound"), address=address, show=show, labels=labels)
+    findings = bound_findings(place, read, found, labels)
+    publish_bound(place, found, findings)
+    if table is None:
+        click.echo(json.dumps(bound_json(findings), indent=2))
     else:
-        rows = [
-            [p.num_clusters, p.num_used, f"{p.utilization:.4f}", "passes" if p.passed else "fails"]
-            for p in sorted(result.points, key=lambda point: point.num_clusters)
-        ]
-        print_table("", ["C", "C^u", "r_C", f"r_C > {result.alpha:g}"], rows)
-        click.echo(result.reason)
-    if result.c_max is None:
-        raise NoUsableResultError(result.reason, mend="train the clustering longer, or lower bound.alpha")
+        # What an earlier run found was not shown as it came.
+        for clustering in findings.clusterings:
+            table.show(clustering.summary)
+        if findings.knn_accuracy is not None:
+            click.echo(f"{100 * findings.knn_accuracy:.2f} % of the labels by a vote of 20 neighbors in the features")
+        click.echo(findings.bound.reason)
+        if findings.lower is not None:
+            click.echo(findings.lower.reason)
+        click.echo(f"Page: {place.bound_page.absolute()}")
+    if findings.bound.c_max is None:
+        raise NoUsableResultError(findings.bound.reason, mend="train the clustering longer, or lower bound.alpha")
+
+
+@click.command()
+@click.argument("space", type=click.Path(path_type=Path))
+@click.option(
+    "--method",
+    metavar="NAME",
+    default="temi",
+    show_default=True,
+    help="temi, kmeans, clip, labels, or a file with an assignment (*.npz, *.npz:KEY, *.parquet, *.pt).",
+)
+@click.option("--num-clusters", "sizes", metavar="C[,C...]", help="Numbers of clusters, for temi and kmeans.")
+@click.option("--classes", metavar="FILE", help="For clip: names of the classes, one on each line.")
+@click.option("--clip-weights", metavar="FILE", help="For clip: a weight file; default: downloaded once.")
+@options("study", "images", "labels", "address", "quiet", "json")
+def cluster(
+    space: Path,
+    method: str,
+    sizes: str | None,
+    classes: str | None,
+    clip_weights: str | None,
+    study: Path,
+    images: str | None,
+    labels: str | None,
+    address: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Group the images by TEMI or one of its rivals, and show the groups."""
+    from cedm_ray.distributed.clusterings import run_clusterings
+    from cedm_ray.report.publish import publish_clustering
+    from cedm_ray.search.findings import summary_json
+    from cedm_ray.search.rivals import Wanted
+    from cedm_ray.terminal import ClusteringTable, Display
+
+    place, read = open_study(space, study, images)
+    wanted = Wanted.parse(method, sizes, classes=classes, clip_weights=clip_weights, labels=labels)
+    table = None if as_json else ClusteringTable()
+    with Display(quiet=quiet, table=table) as show:
+        found, clusterings = run_clusterings(place, read, wanted, address=address, show=show)
+    for clustering in clusterings:
+        files = publish_clustering(place, found, clustering)
+        if table is not None:
+            table.show(clustering.summary)
+            for path in files:
+                click.echo(f"  {path.absolute()}")
+    if as_json:
+        click.echo(json.dumps([summary_json(clustering.summary) for clustering in clusterings], indent=2))

@@ -17,6 +17,12 @@ def options(*names: str) -> Callable:
         ),
         "quiet": click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
         "json": click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        "labels": click.option(
+            "--labels",
+            metavar="FILE",
+            help="Labels to compare with, for evaluation only: *.npz, *.parquet or *.pt with an integer for each "
+            "image, or the word folders, where each folder is a class.",
+        ),
         "trial": click.option("--trial", metavar="NAME", help="Trial, such as c00020; default: the best model."),
     }
 

@@ -9,25 +9,25 @@ def random_features(num_images, width, seed=0):
     return np.random.default_rng(seed).normal(size=(num_images, width)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("tile_rows", "tile_columns"), [(1024, 4096), (17, 29), (1, 7), (301, 3)])
-def test_neighbors_are_those_of_scikit_learn_whatever_the_tiles(tile_rows, tile_columns):
+@pytest.mark.parametrize("tile", [2048, 301, 300, 29, 7])
+def test_neighbors_are_those_of_scikit_learn_whatever_the_tile(tile):
     features = random_features(301, 12)
     oracle = NearestNeighbors(n_neighbors=10, metric="cosine", algorithm="brute").fit(features.astype(np.float64))
     expected = oracle.kneighbors(return_distance=False)  # Without a query, scikit-learn leaves out the point itself.
-    got = nearest_neighbors(features, 10, tile_rows=tile_rows, tile_columns=tile_columns)
+    got = nearest_neighbors(features, 10, tile=tile)
     assert got.dtype == np.int32
     assert (got == expected).all()
 
 
 def test_all_others_are_neighbors_when_m_is_n_minus_one():
-    got = nearest_neighbors(random_features(20, 4), 19, tile_rows=6, tile_columns=7)
+    got = nearest_neighbors(random_features(20, 4), 19, tile=6)
     assert all(sorted(row) == [j for j in range(20) if j != i] for i, row in enumerate(got.tolist()))
 
 
 @pytest.mark.parametrize("tile", [4, 5, 1000])
 def test_row_i_never_contains_i_even_among_duplicates(tile):
     features = np.repeat(random_features(12, 6), 6, axis=0)
-    got = nearest_neighbors(features, 8, tile_rows=tile, tile_columns=tile)
+    got = nearest_neighbors(features, 8, tile=tile)
     assert not (got == np.arange(72)[:, None]).any()
     groups = got[:, :5] // 6
     assert (groups == np.arange(72)[:, None] // 6).all()
@@ -36,7 +36,7 @@ def test_row_i_never_contains_i_even_among_duplicates(tile):
 def test_equal_similarities_are_listed_by_ascending_index():
     # Small integers along the axes, so that every similarity is exactly 0 or 1.
     features = np.eye(2, dtype=np.float32)[[0, 1, 0, 1, 0, 1]]
-    got = nearest_neighbors(features, 5, tile_rows=4, tile_columns=2)
+    got = nearest_neighbors(features, 5, tile=2)
     assert got[0].tolist() == [2, 4, 1, 3, 5]
     assert got[3].tolist() == [1, 5, 0, 2, 4]
 
@@ -58,7 +58,7 @@ def test_memory_mapped_features_give_the_same(tmp_path):
     features = random_features(64, 5)
     np.save(tmp_path / "features.npy", features)
     mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
-    assert (nearest_neighbors(mapped, 4, tile_columns=10) == nearest_neighbors(features, 4)).all()
+    assert (nearest_neighbors(mapped, 4, tile=10) == nearest_neighbors(features, 4)).all()
 
 
 def test_arguments_that_break_a_rule_are_refused():
@@ -69,8 +69,8 @@ def test_arguments_that_break_a_rule_are_refused():
         nearest_neighbors(features, 0)
     with pytest.raises(ValueError, match=r"shape \[N, D\], got \(30,\)"):
         nearest_neighbors(features.ravel(), 2)
-    with pytest.raises(ValueError, match="tile_rows and tile_columns"):
-        nearest_neighbors(features, 2, tile_rows=0)
+    with pytest.raises(ValueError, match="tile must be at least 1, got 0"):
+        nearest_neighbors(features, 2, tile=0)
     features[7, 1] = np.nan
     with pytest.raises(ValueError, match="finite, got NaN or infinity in row 7"):
-        nearest_neighbors(features, 2, tile_columns=4)
+        nearest_neighbors(features, 2, tile=4)

@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from cedm_ray.distributed.session import cluster_resources, get, ray_cluster
+from cedm_ray.distributed.session import cluster_resources, get, gpu_bytes, ray_cluster
 from cedm_ray.errors import ConfigurationError, InputDataError
-from cedm_ray.search.driver import Resources
 
 
 @pytest.fixture
@@ -36,7 +35,11 @@ def test_an_address_that_is_none_is_refused(address):
 
 def test_an_open_connection_is_used_and_left(cluster):
     with ray_cluster():
-        assert cluster_resources() == Resources(cpus=4, gpus=0)
+        found = cluster_resources()
+        assert (found.cpus, found.gpus) == (4, 0)
+        # Ray gives most of the machine's memory to tasks.
+        assert 2**30 < found.memory_bytes < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert gpu_bytes() is None
     assert cluster.is_initialized()
 
 

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
 from cedm_ray.errors import StorageError
 from cedm_ray.search.agenda import FitTask, TrainTask
-from cedm_ray.search.driver import Resources
+from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import Decision, TrialReport
 
 REPORT = TrialReport(
@@ -28,15 +28,21 @@ REPORT = TrialReport(
 )
 
 
+TRIAL, NAMES = SimpleNamespace(trial_id="t"), {"t": "c00004"}
+
+
 class FakeDriver:
     """Hands out the given tasks and remembers what it is told."""
 
     def __init__(self, study, space, tasks=(), status="running"):
         self.study, self.space, self.status = study, space, status
-        self.tasks, self.told, self.finished, self.over = list(tasks), [], False, False
+        self.tasks, self.told, self.finished, self.stop = list(tasks), [], False, set()
 
     def next_task(self):
         return (self.tasks.pop(0), Resources(cpus=2, gpus=0.25)) if self.tasks else None
+
+    def needless(self, name):
+        return name in self.stop
 
     def judge(self, report):
         self.told.append(report)
@@ -66,22 +72,24 @@ def test_the_searcher_proposes_tasks_then_waits_then_finishes(study, space):
 def test_the_scheduler_stops_what_the_driver_has_ended(study, space, status):
     driver = FakeDriver(study, space, status=status)
     result = dataclasses.asdict(REPORT) | {"training_iteration": 3, "done": False}
-    assert DriverScheduler(driver).on_trial_result(None, None, result) == TrialScheduler.STOP
+    assert DriverScheduler(driver, NAMES).on_trial_result(None, TRIAL, result) == TrialScheduler.STOP
     assert driver.told == [REPORT]
 
 
 def test_the_scheduler_lets_running_trials_and_mere_progress_go_on(study, space):
     driver = FakeDriver(study, space)
-    scheduler = DriverScheduler(driver)
-    assert scheduler.on_trial_result(None, None, dataclasses.asdict(REPORT)) == TrialScheduler.CONTINUE
-    assert scheduler.on_trial_result(None, None, {"images_seen": 100}) == TrialScheduler.CONTINUE
+    scheduler = DriverScheduler(driver, NAMES)
+    assert scheduler.on_trial_result(None, TRIAL, dataclasses.asdict(REPORT)) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(None, TRIAL, {"images_seen": 100}) == TrialScheduler.CONTINUE
     assert driver.told == [REPORT]
 
 
-def test_the_scheduler_stops_what_still_runs_when_the_search_is_over(study, space):
+def test_the_scheduler_stops_what_nothing_waits_for_any_more(study, space):
     driver = FakeDriver(study, space)
-    driver.over = True
-    assert DriverScheduler(driver).on_trial_result(None, None, {"images_seen": 100}) == TrialScheduler.STOP
+    driver.stop = {"c00004"}
+    scheduler = DriverScheduler(driver, {**NAMES, "u": "c00008-r0"})
+    assert scheduler.on_trial_result(None, TRIAL, {"images_seen": 100}) == TrialScheduler.STOP
+    assert scheduler.on_trial_result(None, SimpleNamespace(trial_id="u"), {"epoch": 1}) == TrialScheduler.CONTINUE
 
 
 def news(driver, shown):
@@ -107,7 +115,8 @@ def test_an_error_of_ours_in_a_hook_ends_the_search_and_not_in_a_traceback(study
 
     monkeypatch.setattr(driver, "judge", full)
     monkeypatch.setattr(driver, "end", full)
-    assert DriverScheduler(driver).on_trial_result(None, None, dataclasses.asdict(REPORT)) == TrialScheduler.STOP
+    scheduler = DriverScheduler(driver, NAMES)
+    assert scheduler.on_trial_result(None, TRIAL, dataclasses.asdict(REPORT)) == TrialScheduler.STOP
     assert isinstance(driver.fatal, StorageError)
     driver.fatal = None
     news(driver, shown).on_trial_complete(1, [], SimpleNamespace(trial_id="t", last_result={"done": True}))
@@ -130,12 +139,14 @@ def test_progress_is_shown_in_images_of_the_whole_budget(study, space, shown):
 
 def test_nothing_of_a_study_goes_into_tunes_pickles(study, space, shown):
     driver = FakeDriver(study, space)
-    for adapter in (DriverSearcher(driver), DriverScheduler(driver), news(driver, shown)):
+    for adapter in (DriverSearcher(driver), DriverScheduler(driver, NAMES), news(driver, shown)):
         assert vars(pickle.loads(pickle.dumps(adapter))) == {}
 
 
 def test_workers_of_a_nested_trial_reserve_for_themselves():
-    plain = task_resources({"nested": False, "cpus": 2, "gpus": 0.5})
-    assert plain.bundles == [{"CPU": 2, "GPU": 0.5}]
-    assert task_resources({"nested": False, "cpus": 1, "gpus": 0}).bundles == [{"CPU": 1}]
-    assert task_resources({"nested": True, "cpus": 2, "gpus": 2}).bundles == [{"node:__internal_head__": 0.001}]
+    plain = task_resources({"nested": False, "cpus": 2, "gpus": 0.5, "memory_bytes": 2.0**31})
+    assert plain.bundles == [{"CPU": 2, "GPU": 0.5, "memory": 2**31}]
+    assert task_resources({"nested": False, "cpus": 1, "gpus": 0, "memory_bytes": 0}).bundles == [{"CPU": 1}]
+    assert task_resources({"nested": True, "cpus": 2, "gpus": 2, "memory_bytes": 0}).bundles == [
+        {"node:__internal_head__": 0.001}
+    ]

@@ -1,9 +1,13 @@
 """Inception-v3: its file, its two resizes against Pillow, its class probabilities. The network itself is a stand-in."""
 
+import warnings
+
 import cleanfid.downloads_helper
 import numpy as np
 import pytest
 import torch
+from cleanfid.inception_torchscript import InceptionV3W
+from cleanfid.resize import build_resizer
 from PIL import Image
 
 from cedm_ray.errors import InputDataError
@@ -105,3 +109,15 @@ def test_another_network_is_not_taken_for_inception(tmp_path, save_script):
 
 def test_the_weights_come_from_where_clean_fid_has_them():
     assert cleanfid.downloads_helper.inception_url == INCEPTION.url
+
+
+@pytest.mark.parametrize(("spec", "mode"), [("inception", "legacy_tensorflow"), ("inception_clean", "clean")])
+def test_the_features_are_those_of_clean_fids_own_wrapper_and_resizer(weights, image_set, spec, mode):
+    images = image_set(count=3, size=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = InceptionV3W(str(weights.parent), download=False, resize_inside=mode == "legacy_tensorflow")
+        resized = [build_resizer(mode)(image.transpose(1, 2, 0)) for image in images.pixels]
+    expected = theirs(torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float())
+    found = open_extractor(spec, images)(torch.from_numpy(images.pixels))
+    assert torch.allclose(found, expected, atol=1e-2 / 128 if mode == "clean" else 0)

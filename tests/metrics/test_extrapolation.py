@@ -63,8 +63,8 @@ def test_the_points_are_means_over_disjoint_unions():
 def test_features_take_the_low_rank_form_and_give_the_same_line():
     # Blocks of 5, 10 and 20 images in 12 dimensions.
     features = images(20, 1.2, 0.3, seed=2)
-    by_features = frechet_infinity(list(features.split(5)), POPULATION, seed=1)
-    by_statistics = frechet_infinity(blocks(4, 20, 1.2, 0.3, seed=2), POPULATION, seed=1)
+    by_features = frechet_infinity(list(features.split(5)), POPULATION, smallest=5, seed=1)
+    by_statistics = frechet_infinity(blocks(4, 20, 1.2, 0.3, seed=2), POPULATION, smallest=5, seed=1)
     assert by_features.counts == (5, 10, 20)
     assert by_features.distances == pytest.approx(by_statistics.distances, rel=1e-9)
     singles = [frechet_distance_low_rank(block, POPULATION) for block in features.split(5)]
@@ -77,14 +77,33 @@ def test_two_blocks_make_the_line_through_two_points():
     assert found.value == pytest.approx(2 * whole - half)
 
 
+def test_unions_of_too_few_images_for_their_width_make_no_point():
+    # 24 images are two for each of the 12 dimensions.
+    assert frechet_infinity(blocks(4, 48, 1.2, 0.3, seed=3), POPULATION).counts == (24, 48)
+    assert frechet_infinity(blocks(4, 48, 1.2, 0.3, seed=3), POPULATION, smallest=2).counts == (12, 24, 48)
+    for block in (blocks(4, 44, 1.2, 0.3, seed=3), list(images(44, 1.2, 0.3, seed=3).split(11))):
+        with pytest.raises(ValueError, match=r"4 blocks of 11 images make fewer than two unions .* at least 24"):
+            frechet_infinity(block, POPULATION)
+
+
+def test_few_images_are_not_extrapolated_to_nonsense():
+    # Five images for each dimension: all unions would give a negative distance, the large ones give the right one.
+    wide = ReferenceFactor(
+        count=None, mean=torch.zeros(64, dtype=torch.float64), root=torch.eye(64, dtype=torch.float64), spread=64.0
+    )
+    exact = 64 * 0.1**2
+    random = np.random.default_rng(5)
+    parts = [FeatureStatistics.of(torch.from_numpy(random.normal(size=(32, 64)) * 1.1)) for _ in range(10)]
+    found, bent = frechet_infinity(parts, wide), frechet_infinity(parts, wide, smallest=2)
+    assert found.counts == (160, 320)
+    assert found.distances[-1] > exact + 2
+    assert abs(found.value - exact) < 0.7
+    assert bent.value < exact - 1
+
+
 @pytest.mark.parametrize(
     ("count", "options", "message"),
-    [
-        (1, {}, "at least 2 blocks"),
-        (13, {"smallest_share": 0.1}, "13 blocks have no divisor"),
-        (4, {"smallest_share": 0.6}, "4 blocks have no divisor"),
-        (4, {"smallest_share": 1}, r"smallest_share must lie in \(0, 1\), got 1"),
-    ],
+    [(1, {}, "at least 2 blocks"), (13, {"smallest": 21}, "13 blocks of 20"), (4, {"smallest": 41}, "at least 41")],
 )
 def test_blocks_that_make_no_line_are_refused(count, options, message):
     with pytest.raises(ValueError, match=message):
@@ -96,4 +115,4 @@ def test_blocks_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match="equally many images, got from 20 to 21"):
         frechet_infinity(parts, POPULATION)
     with pytest.raises(ValueError, match="at least 2 images"):
-        frechet_infinity(list(images(2, 1, 0, seed=1).split(1)), POPULATION)
+        frechet_infinity(list(images(2, 1, 0, seed=1).split(1)), POPULATION, smallest=1)

@@ -7,17 +7,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cedm_ray.clustering.bound import BoundConfig, UpperBoundSearch
+from cedm_ray.clustering.lower_bound import LowerBoundConfig
 from cedm_ray.search.agenda import Agenda, FitTask, Goal, TrainTask
 from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.results import trial_name
 
 BOUND = BoundConfig(alpha=0.9, c_start=4, c_limit=100)
+NO_LOWER_END = LowerBoundConfig()
 GRID = CandidatesConfig(explicit=(2, 3, 4, 5, 6, 7, 8))
 
 
-def agenda(kind="search", num_clusters=None, bound=BOUND, grid=GRID, num_images=1000, seed=0):
-    goal = Goal(kind=kind, num_clusters=num_clusters)
-    return Agenda(goal=goal, bound=bound, grid=grid, seed=seed, num_images=num_images)
+def agenda(
+    kind="search",
+    num_clusters=None,
+    sizes=(),
+    bound=BOUND,
+    lower=NO_LOWER_END,
+    grid=GRID,
+    num_images=1000,
+    seed=0,
+):
+    goal = Goal(kind=kind, num_clusters=num_clusters, sizes=sizes)
+    return Agenda(goal=goal, bound=bound, lower=lower, grid=grid, seed=seed, num_images=num_images)
 
 
 def curve_of(seed, noise=0.15):
@@ -57,7 +68,7 @@ def work_off(plan, used, *, free_fits, free_trials=1, rng, running=(), limit=10_
             return asked
         task = running.pop(rng.randrange(len(running)))
         if isinstance(task, FitTask):
-            plan.tell_fit(task.num_clusters, task.repeat, used(task.num_clusters, task.repeat))
+            plan.tell_fit(task.num_clusters, task.repeat, used(task.num_clusters, task.repeat), lower=task.lower)
         else:
             plan.tell_end(task.name)
     raise AssertionError("the agenda never ends")
@@ -259,3 +270,85 @@ def test_an_answer_told_twice_counts_once():
 @pytest.mark.parametrize("free", [(0, 0), (-1, -1)])
 def test_nothing_is_asked_where_nothing_is_free(free):
     assert agenda().ask(free_fits=free[0], free_trials=free[1]) is None
+
+
+def test_fits_asked_ahead_that_cannot_matter_any_more_are_named():
+    plan = agenda("bound")
+    asked = [plan.ask(free_fits=4 - done, free_trials=0) for done in range(4)]
+    assert [task.num_clusters for task in asked] == [4, 8, 16, 32]
+    assert plan.unneeded == set()
+    plan.tell_fit(4, 0, 4)
+    plan.tell_fit(8, 0, 8)
+    assert plan.unneeded == set()
+    # The climb ends at 16, so 32 is no longer asked for; the grid between 8 and 16 is.
+    plan.tell_fit(16, 0, 3)
+    assert plan.unneeded == {"c00032-r0"}
+    assert plan.ask(free_fits=1, free_trials=0).num_clusters == 15
+    plan.tell_fit(15, 0, 15)
+    assert plan.bound.c_max == 15
+    assert plan.unneeded == {"c00032-r0"}
+
+
+def test_a_fit_that_the_bound_does_not_need_and_a_candidate_does_goes_on():
+    plan = agenda("search", grid=CandidatesConfig(explicit=(2, 6)))
+    for c, used in ((4, 4), (8, 3), (7, 2)):
+        plan.tell_fit(c, 0, used)
+    tasks = [plan.ask(free_fits=2, free_trials=0) for _ in range(2)]
+    assert [task.num_clusters for task in tasks] == [6, 5]
+    plan.tell_fit(5, 0, 5)
+    assert plan.bound is None
+    plan.tell_fit(6, 0, 6)
+    assert (plan.bound.c_max, plan.unneeded) == (6, set())
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), slots=st.integers(2, 6), repeats=st.integers(1, 2))
+def test_cancelling_what_is_unneeded_changes_no_bound_and_is_never_missed(seed, slots, repeats):
+    bound = BoundConfig(alpha=0.9, c_start=4, c_limit=300, repeats=repeats)
+    used, rng = curve_of(seed), random.Random(seed)
+    plan, running, cancelled = agenda("bound", bound=bound), [], set()
+    while not plan.finished:
+        while (task := plan.ask(free_fits=slots - len(running), free_trials=0)) is not None:
+            assert task.name not in cancelled, "what was called unneeded is asked for again"
+            running.append(task)
+        for task in [task for task in running if task.name in plan.unneeded]:
+            running.remove(task)
+            plan.forget(task)
+            cancelled.add(task.name)
+        if running:
+            task = running.pop(rng.randrange(len(running)))
+            plan.tell_fit(task.num_clusters, task.repeat, used(task.num_clusters, task.repeat))
+    assert plan.bound == sequential(bound, 1000, used)
+
+
+LOWER = LowerBoundConfig(num_clusters=(50, 90), repeats=2)
+
+
+def test_the_lower_end_is_fitted_after_the_bounds_own_fits_and_reported_with_its_spread():
+    plan = agenda("bound", lower=LOWER)
+    asked = work_off(plan, lambda c, r: min(c, 7 + r), free_fits=1, rng=random.Random(0))
+    lower = [(task.num_clusters, task.repeat) for task in asked if task.lower]
+    assert lower == [(50, 0), (50, 1), (90, 0), (90, 1)]
+    assert not any(task.lower for task in asked[: -len(lower)])
+    assert plan.bound.c_max == 7
+    assert plan.lower.num_used == {50: (7, 8), 90: (7, 8)}
+    assert plan.lower.c_min == 8
+    assert plan.lower.deviation == pytest.approx(1 / 3**0.5)
+
+
+def test_the_lower_end_may_fail_or_not_fit_the_images_and_the_search_goes_on():
+    plan = agenda("bound", lower=LOWER, num_images=60)
+    plan.tell_end("c00050-lower-r1")
+    asked = work_off(plan, lambda c, r: min(c, 7), free_fits=2, rng=random.Random(0))
+    assert [task.name for task in asked if task.lower] == ["c00050-lower-r0"]
+    assert plan.lower.num_used == {50: (7,)}
+    assert agenda("bound").lower is None
+
+
+def test_goal_fits_asks_for_exactly_these():
+    plan = agenda("fits", sizes=(30, 5), bound=BoundConfig(repeats=2))
+    plan.tell_fit(5, 0, 5)
+    asked = work_off(plan, lambda c, r: c, free_fits=3, free_trials=3, rng=random.Random(0))
+    assert sorted(task.name for task in asked) == ["c00005-r1", "c00030-r0", "c00030-r1"]
+    assert plan.finished
+    assert plan.unneeded == set()

@@ -9,7 +9,9 @@ from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import ConfigurationError, IntegrityError, NoUsableResultError, StorageError
 from cedm_ray.search.agenda import FitTask, Goal, TrainTask
-from cedm_ray.search.driver import Driver, Resources, needs
+from cedm_ray.search.driver import Driver
+from cedm_ray.search.packing import Cluster as Hardware
+from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import UNCONDITIONAL, Notice, Progress, TrialReport
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
@@ -44,7 +46,7 @@ class Cluster:
             space=space,
             goal=goal or Goal(kind="search"),
             images=IMAGES,
-            cluster=lambda: self.total,
+            cluster=lambda: Hardware(total=self.total),
             show=self.shown.append,
         )
 
@@ -57,7 +59,8 @@ class Cluster:
     def end_fit(self, c, used, repeat=0):
         record = FitRecord(num_clusters=c, repeat=repeat, num_used=used, loss=0.0, seconds=1.0)
         name = FitTask(num_clusters=c, repeat=repeat).name
-        self.study.write_fit(record, name, {}, {})
+        labels = np.resize(np.arange(used, dtype=np.int32), 1000)
+        self.study.write_fit(record, name, {"labels": labels}, {"method": "temi"})
         self.driver.end(name)
 
     def report(self, trial, distance, rung=0):
@@ -90,45 +93,6 @@ class Cluster:
     @property
     def notices(self):
         return [event.text for event in self.shown if isinstance(event, Notice)]
-
-
-@pytest.mark.parametrize(
-    ("have", "want", "count"),
-    [
-        ((8, 0), (1, 0), 8),
-        ((8, 0), (3, 0), 2),
-        ((8, 1), (1, 0.25), 4),
-        ((2, 1), (1, 0.25), 2),
-        ((8, 0), (1, 1), 0),
-        ((0.5, 0), (1, 0), 0),
-        ((-1, 0), (1, 0), 0),
-        ((1, 0), (0.1, 0), 10),
-    ],
-)
-def test_room_is_the_scarcer_of_cores_and_gpus(have, want, count):
-    assert Resources(cpus=have[0], gpus=have[1]).room_for(Resources(cpus=want[0], gpus=want[1])) == count
-
-
-@pytest.mark.parametrize("share", [0.05, 1 / 11, 1 / 9, 0.1, 0.25, 0.3, 1 / 3])
-def test_a_gpu_is_shared_out_whole_whatever_the_rounding_of_shares(share):
-    want, free, count = Resources(cpus=0.01, gpus=share), Resources(cpus=100, gpus=1), 0
-    while free.room_for(want):
-        free, count = free - want, count + 1
-    assert count == int(1 / share + 1e-6)
-
-
-def test_what_tasks_hold_by_default_and_when_told():
-    fit, trial = FitTask(num_clusters=2, repeat=0), TrainTask(num_clusters=2)
-    space = space_of()
-    assert needs(space, fit, 0) == Resources(cpus=1, gpus=0)
-    assert needs(space, fit, 2) == Resources(cpus=1, gpus=0.25)
-    assert needs(space, trial, 0) == Resources(cpus=1, gpus=0)
-    assert needs(space, trial, 2) == Resources(cpus=1, gpus=1)
-    space = space_of(resources={"fit": {"cpus": 2, "gpus": 0.5}, "trial": {"workers": 4, "cpus": 3, "gpus": 1}})
-    assert needs(space, fit, 8) == Resources(cpus=2, gpus=0.5)
-    assert needs(space, trial, 8) == Resources(cpus=12, gpus=4)
-    # A zero that was asked for is not "the default".
-    assert needs(space_of(resources={"trial": {"gpus": 0}}), trial, 8).gpus == 0
 
 
 def test_cores_and_gpu_shares_handed_out_never_exceed_the_cluster(tmp_path):

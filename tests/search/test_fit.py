@@ -6,9 +6,11 @@ import torch
 
 from cedm_ray import durable
 from cedm_ray.clustering.heads import Heads
+from cedm_ray.clustering.pairs import load_temi_data
 from cedm_ray.clustering.temi import TemiProgress
 from cedm_ray.errors import StorageError
 from cedm_ray.features.store import open_features
+from cedm_ray.search import fit as room
 from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.fit import run_fit
 from cedm_ray.search.space import SearchSpace
@@ -57,6 +59,24 @@ def test_repeats_have_seeds_of_their_own(fresh, tiny_space):
         found.append((provenance["seed"], tensors["head_losses"].tolist()))
     assert [seed for seed, _ in found] == [3, 4]
     assert found[0][1] != found[1][1]
+
+
+def test_the_next_fit_of_a_process_finds_features_and_neighbors_loaded(fresh, tiny_space, monkeypatch):
+    loaded = []
+
+    def load(*arguments, **how):
+        loaded.append(how["device"])
+        return load_temi_data(*arguments, **how)
+
+    monkeypatch.setattr(room, "_last", None)
+    monkeypatch.setattr(room, "load_temi_data", load)
+    for num_clusters in (6, 8):
+        list(run_fit(fresh, tiny_space, FitTask(num_clusters=num_clusters, repeat=0), device="cpu"))
+    assert loaded == ["cpu"]
+    plain = tiny_space.model_dump(mode="json")
+    other = SearchSpace.model_validate({**plain, "clustering": {**plain["clustering"], "feature_norm": "l2"}})
+    list(run_fit(fresh, other, FitTask(num_clusters=9, repeat=0), device="cpu"))
+    assert loaded == ["cpu", "cpu"]
 
 
 def test_a_recorded_fit_is_not_done_again(fresh, tiny_space):

@@ -59,18 +59,28 @@ def test_what_changes_no_result_may_change_on_resume_and_nothing_else(tiny_space
     assert changed(resources={"trial": {"workers": 4, "cpus": 2}, "fit": {"gpus": 0.5}}) == same
     assert changed(images={"source": "moved"}) == same
     assert changed(checkpoints={"every_kimg": 1, "keep": 3}) == same
+    assert changed(clustering={"memory_budget_gib": 2, "compile": True}) == same
+    assert changed(clustering={"preset": "paper_literal"}) == same  # Every value is written, so none comes from it.
     assert changed(clustering={"head_group": 1}, training={"microbatch": 8}, sampling={"batch_size": 7}) == same
     for other in (
         {"seed": 4},
         {"name": "other"},
         {"images": {"size": 16}},
         {"clustering": {"gamma": 0.7}},
+        {"clustering": {"precision": "bfloat16"}},
         {"rungs": {"reduction_factor": 3}},
         {"evaluation": {"num_samples": 33}},
         {"sampling": {"num_steps": 5}},
         {"training": {"batch_size": 7}},
     ):
         assert changed(**other) != same
+
+
+def test_a_study_keeps_the_values_of_a_preset_and_not_its_name(tmp_path):
+    literal = read_space(write(tmp_path, "name: a\nclustering: {preset: paper_literal}\n"), images="x")
+    assert literal.settled()["clustering"]["marginal_momentum"] == 0.996
+    spelled = read_space(write(tmp_path, "name: a\nclustering: {marginal_momentum: 0.996}\n"), images="x")
+    assert spelled.settled() == literal.settled()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""What Ray costs a search for the bound: `python benchmarks/bound_overhead.py`.
+
+A search of 8 fits (C = 2, 4, ... 256 on scikit-learn's digits, all of which pass), one at a time on one core, by
+`cedm-ray bound`, against the same 8 fits in a plain loop. Both are whole processes that begin with images, features and
+neighbors on disk, and both write the same records. `extra_s` is the wall time by which the search is longer; it should
+stay within `allowed_s`, 5 % of the loop's time plus 3 s. `ratio` is the search's time over the loop's.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SPACE = """
+name: bound-overhead
+images: {source: "sklearn:digits"}
+clustering: {num_heads: 8, hidden: 128, bottleneck: 64, num_neighbors: 25, batch_size: 256, epochs: %d}
+bound: {alpha: 0.0001, c_start: 2, c_limit: 256}
+resources: {fit: {cpus: 1, at_once: 1}}
+"""
+SIZES = tuple(2**power for power in range(1, 9))
+
+
+def plain_loop(space_file: Path, folder: Path) -> None:
+    """The fits one after the other in this process."""
+    from cedm_ray.search.agenda import FitTask
+    from cedm_ray.search.fit import run_fit
+    from cedm_ray.search.space import read_space
+    from cedm_ray.search.study import Study
+
+    study, space = Study(folder), read_space(space_file)
+    for num_clusters in SIZES:
+        for _ in run_fit(study, space, FitTask(num_clusters=num_clusters, repeat=0), device="cpu"):
+            pass
+
+
+def run(*command: object) -> float:
+    """Wall seconds of a command, on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    subprocess.run([sys.executable, *map(str, command)], check=True, env=environment, stdout=sys.stderr)
+    return time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=150, help="of each fit; more make the fixed cost count less")
+    parser.add_argument(
+        "--plain-loop", nargs=2, type=Path, metavar=("SPACE", "STUDY"), help="what the loop's process does"
+    )
+    arguments = parser.parse_args()
+    if arguments.plain_loop:
+        plain_loop(*arguments.plain_loop)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        space = folder / "space.yaml"
+        space.write_text(SPACE % arguments.epochs)
+        run("-m", "cedm_ray", "features", space, "--study", folder / "search", "-q")
+        shutil.copytree(folder / "search", folder / "loop")
+        print(f"fits of C = {SIZES} one after the other: a plain loop against cedm-ray bound, wall seconds")
+        loop_s = run(__file__, "--plain-loop", space, folder / "loop")
+        search_s = run("-m", "cedm_ray", "bound", space, "--study", folder / "search", "-q")
+        names = [f"c{c:05d}-r0.json" for c in SIZES]
+        used = [[json.loads((folder / side / "fits" / n).read_text()) for n in names] for side in ("loop", "search")]
+    same = [[record["num_used"] for record in side] for side in used]
+    assert same[0] == same[1], f"the two sides found different clusters: {same}"
+    extra, allowed = search_s - loop_s, 0.05 * loop_s + 3
+    print(f"loop {loop_s:.1f} s, search {search_s:.1f} s, extra {extra:.1f} s, allowed {allowed:.1f} s")
+    report = {
+        "benchmark": "bound_overhead",
+        "ratio": round(search_s / loop_s, 3),
+        "loop_s": round(loop_s, 2),
+        "search_s": round(search_s, 2),
+        "extra_s": round(extra, 2),
+        "allowed_s": round(allowed, 2),
+        "fits": len(SIZES),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread",
+        "load_average": os.getloadavg()[0],
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""TEMI at the paper's settings on one GPU against a plain loop on the same GPU: `python benchmarks/temi_gpu.py`.
+
+50,000 images, D = 768, the `paper` preset, C = 400, wall time. First the loop of temi_loop.py makes some hundred steps,
+from which its time for a whole fit is extrapolated (19,400 steps; pairs come from the device, so it pays for no
+loader). Then ours makes a whole fit, `fit_temi` as it is, at each precision asked for. Then the eight fits of a bound
+search run side by side in this process on one copy of the features, one epoch of each in turn. `ratio` is the loop's
+extrapolated time over ours at the first precision; the goals are 20, and 45 seconds a fit and 240 for the eight.
+Needs torch, numpy, pydantic and PyYAML, about 8 GiB of the device, and at most 9 minutes (`--limit`): a fit that time
+does not allow is stopped early, its time for all epochs is extrapolated, and `epochs_done` says so. The precision of
+the first fit is bfloat16, whose loss is in float32.
+
+`--small` is the same on a CPU with a hundredth of everything, to see that it runs.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+# Also without an installed package: the folder above this one is the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from features import clustered_features
+from temi_loop import Loop
+
+from cedm_ray.clustering.neighbors import nearest_neighbors
+from cedm_ray.clustering.pairs import draw_pairs, load_temi_data
+from cedm_ray.clustering.plan import peak_bytes
+from cedm_ray.clustering.recipe import TemiConfig
+from cedm_ray.clustering.temi import fit_temi
+
+BOUND_SEARCH = (50, 100, 200, 400, 800, 500, 600, 700)
+SMALL = {"num_heads": 4, "hidden": 32, "bottleneck": 16, "batch_size": 64, "epochs": 2, "num_neighbors": 10}
+
+
+def now(device):
+    """The clock once the device has done everything asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_a_step_of_the_loop(data, num_clusters, config, steps):
+    """Of the plain loop: the median, and how many steps it is of."""
+    loop = Loop.new(data.rows.shape[1], num_clusters, config, seed=0, device=data.device)
+    pairs = draw_pairs(data.partners, stream=0)
+    taken = []
+    for step in range(steps + 10):
+        start = now(data.device)
+        first = step * config.batch_size % (len(pairs) - config.batch_size)
+        batch = pairs[first : first + config.batch_size]
+        loop.step(data.rows[batch.T.flatten()], 1e-4)
+        taken.append(now(data.device) - start)
+    return float(np.median(taken[10:]))
+
+
+def whole_fit(data, num_clusters, config, until):
+    """(seconds, epochs done, clusters in use, loss) of one fit, which ends early where the time is up."""
+    start = now(data.device)
+    for progress in fit_temi(data, num_clusters, config, seed=0):
+        last = progress
+        if time.perf_counter() > until:
+            break
+    return now(data.device) - start, last.epoch, last.num_used, last.loss
+
+
+def side_by_side(data, config, clusters, until):
+    """(seconds, epochs done of each) of several fits that take turns."""
+    start = now(data.device)
+    fits = [fit_temi(data, num_clusters, config, seed=0) for num_clusters in clusters]
+    for epoch in range(config.epochs):
+        if time.perf_counter() > until:
+            return now(data.device) - start, epoch
+        for fit in fits:
+            next(fit)
+    return now(data.device) - start, config.epochs
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--clusters", type=int, default=400, help="C")
+    parser.add_argument("--precision", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--compile", action="store_true", help="compile our loss")
+    parser.add_argument("--loop-steps", type=int, default=200)
+    parser.add_argument("--limit", type=float, default=530, help="seconds that all of it may take")
+    parser.add_argument("--small", action="store_true")
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    device = torch.device("cpu" if arguments.small else arguments.device)
+    num_images, width = (1000, 32) if arguments.small else (50_000, 768)
+    num_clusters = 20 if arguments.small else arguments.clusters
+    search = tuple(c // 10 for c in BOUND_SEARCH) if arguments.small else BOUND_SEARCH
+    loop_steps = 5 if arguments.small else arguments.loop_steps
+    base = TemiConfig(**SMALL) if arguments.small else TemiConfig(preset="paper")
+    configs = {
+        name: TemiConfig.model_validate({**base.model_dump(), "precision": name, "compile": arguments.compile})
+        for name in arguments.precision
+    }
+    steps = num_images // base.batch_size * base.epochs
+    until = started + arguments.limit
+    features = clustered_features(num_images, width, 400)
+    start = now(device)
+    neighbors = nearest_neighbors(features, base.num_neighbors, device=device)
+    report = {"benchmark": "temi_gpu", "clusters": num_clusters, "neighbors_s": round(now(device) - start, 2)}
+    data = load_temi_data(features, neighbors, base, device=device)
+    step_s = seconds_a_step_of_the_loop(data, num_clusters, base, loop_steps)
+    report |= {"loop_step_s": step_s, "loop_fit_s_extrapolated": round(step_s * steps, 1), "loop_steps": loop_steps}
+    print(f"loop: {step_s * 1e3:.1f} ms a step, {step_s * steps:.0f} s for {steps:,} steps (extrapolated)")
+    report["fits"] = {}
+    for name, config in configs.items():
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        seconds, epochs, num_used, loss = whole_fit(data, num_clusters, config, until - 30)
+        fit_s = seconds * config.epochs / epochs
+        report["fits"][name] = {
+            "fit_s": round(fit_s, 2),
+            "epochs_done": epochs,
+            "ratio": round(step_s * steps / fit_s, 2),
+            "num_used": num_used,
+            "loss": loss,
+            "predicted_gib": round(
+                peak_bytes(num_images, width, num_clusters, config, device_type=device.type) / 2**30, 3
+            ),
+        }
+        if device.type == "cuda":
+            report["fits"][name]["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        print(f"{name}: {report['fits'][name]}")
+        if name == arguments.precision[0]:
+            report["ratio"] = report["fits"][name]["ratio"]
+            seconds, epochs = side_by_side(data, config, search, until - 60)
+            report["eight_fits"] = {
+                "clusters": search,
+                "seconds": round(seconds, 1),
+                "epochs_done": epochs,
+                "seconds_for_all_epochs": round(seconds * config.epochs / epochs, 1) if epochs else None,
+            }
+            print(f"eight fits side by side: {report['eight_fits']}")
+    report["seconds"] = round(time.perf_counter() - started, 1)
+    report["machine"] = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    report["torch"] = torch.__version__
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

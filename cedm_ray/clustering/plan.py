@@ -1,0 +1,100 @@
+"""How much of a TEMI step is computed at once, and what memory a fit will take, before it starts.
+
+Shapes: N images, D feature width, m neighbors, R rows of a step (two for each pair), T rows of a tile of the loss,
+W hidden width, K bottleneck width, H heads, G heads of a group, C clusters.
+"""
+
+from dataclasses import dataclass
+
+from cedm_ray.clustering.recipe import TemiConfig
+
+# Rows of the images that a head is applied to at once when it assigns them, and the most logits of one such tile.
+ASSIGNMENT_ROWS, _ASSIGNMENT_LOGITS = 4096, 2**23
+# On a CPU a group grows while its largest work tensor has no more bytes than this, measured with temi_step.py and
+# temi_epoch.py: a larger one leaves the cache, and smaller groups spend their time on calls.
+_CPU_GROUP_BYTES = 4 * 2**20
+_FLOAT, _HALF, _GIB = 4, 2, 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkPlan:
+    """head_group: G, in [1, H]. tile_rows: T, even, in [2, R]; below R for groups of one head only. keep_logits:
+    whether the teacher's logits are kept from the first pass over the heads to the second, as [H, R, C]; else its
+    bottleneck rows are, as [H, R, K], and the logits are computed again. work_bytes: of all work tensors together."""
+
+    head_group: int
+    tile_rows: int
+    keep_logits: bool
+    work_bytes: int
+
+
+def plan_work(batch: int, in_features: int, num_clusters: int, config: TemiConfig, *, device_type: str) -> WorkPlan:
+    """The fastest plan for steps of `batch` pairs within `config.memory_budget_gib`.
+
+    Raises ValueError, naming the smallest budget that is enough, where none is.
+    """
+    rows = 2 * batch
+    widest = max(config.hidden, config.bottleneck, num_clusters)
+    fitting = max(1, _CPU_GROUP_BYTES // (_FLOAT * rows * widest)) if device_type == "cpu" else config.num_heads
+    group = min(config.head_group or fitting, config.num_heads)
+    budget = float("inf") if config.memory_budget_gib is None else config.memory_budget_gib * _GIB
+    # To compute the logits twice saves memory where they are wider than the rows that they are made of.
+    choices = (True, False) if num_clusters > config.bottleneck else (True,)
+    for keep_logits in choices:
+        for heads in range(group, 0, -1):
+            size = _work_bytes(rows, rows, heads, keep_logits, in_features, num_clusters, config)
+            if size <= budget:
+                return WorkPlan(head_group=heads, tile_rows=rows, keep_logits=keep_logits, work_bytes=size)
+    tile_rows = rows
+    while tile_rows > 2:
+        tile_rows = max(2, tile_rows // 4 * 2)
+        size = _work_bytes(rows, tile_rows, 1, keep_logits, in_features, num_clusters, config)
+        if size <= budget:
+            return WorkPlan(head_group=1, tile_rows=tile_rows, keep_logits=keep_logits, work_bytes=size)
+    raise ValueError(
+        f"memory_budget_gib must be at least {size / _GIB:.3g} for C = {num_clusters}, got {config.memory_budget_gib}"
+    )
+
+
+def peak_bytes(num_images: int, in_features: int, num_clusters: int, config: TemiConfig, *, device_type: str) -> int:
+    """The most memory that a fit will take beyond the process itself, in bytes: the features included (float32, also
+    where a memory map shared by several processes serves), neighbors, parameters, optimizer and work tensors.
+
+    Process memory on a CPU, device memory on a GPU. Raises ValueError as `plan_work`.
+    """
+    plan = plan_work(min(config.batch_size, num_images), in_features, num_clusters, config, device_type=device_type)
+    # Features, neighbors (int32), and the order and pairs of an epoch (int64).
+    data = num_images * (_FLOAT * in_features + 4 * config.num_neighbors + 8 * 5)
+    # Student, teacher and AdamW's two moments.
+    state = 4 * _FLOAT * config.num_heads * _head_size(in_features, num_clusters, config)
+    assignment = assignment_rows(num_clusters) * (2 * config.hidden + 2 * config.bottleneck + num_clusters) * _FLOAT
+    return data + state + plan.work_bytes + assignment
+
+
+def assignment_rows(num_clusters: int) -> int:
+    """Rows that a head is applied to at once when it assigns the images."""
+    return max(1, min(ASSIGNMENT_ROWS, _ASSIGNMENT_LOGITS // num_clusters))
+
+
+def _head_size(in_features: int, num_clusters: int, config: TemiConfig) -> int:
+    """Parameters of one head."""
+    hidden, bottleneck = config.hidden, config.bottleneck
+    return (in_features + 1) * hidden + (hidden + 1) * bottleneck + (bottleneck + 1) * num_clusters
+
+
+def _work_bytes(
+    rows: int, tile_rows: int, group: int, keep_logits: bool, in_features: int, num_clusters: int, config: TemiConfig
+) -> int:
+    """Of the tensors of `GroupBuffers`, what is kept of the teacher, the rows of a step, and small change."""
+    hidden, bottleneck = config.hidden, config.bottleneck
+    weight = num_clusters * bottleneck
+    tile = tile_rows * num_clusters
+    per_head = 2 * rows * hidden + 3 * rows * bottleneck + weight + _head_size(in_features, num_clusters, config)
+    per_head += 2 * tile if keep_logits else 3 * tile + weight
+    kept = config.num_heads * rows * (num_clusters if keep_logits else bottleneck)
+    work = _FLOAT * (group * per_head + kept + 2 * rows * in_features)
+    if config.precision == "bfloat16":
+        # Both factors of the largest product, rounded, and its result.
+        layers = (in_features, hidden), (hidden, bottleneck), (bottleneck, num_clusters)
+        work += _HALF * group * max(rows * a + a * b + rows * b for a, b in layers)
+    return work

@@ -1,0 +1,114 @@
+"""run_clusterings: the groups that were asked for, by TEMI on the cluster or by one of its rivals.
+
+A clustering that the study has is read and not made again.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
+from cedm_ray.clustering.assignment import ClusterAssignment
+from cedm_ray.clustering.assignment_file import from_labels, read_assignment
+from cedm_ray.clustering.zero_shot import PROMPTS, class_prompts, prompt_ensemble, zero_shot
+from cedm_ray.data.image_set import ImageSet
+from cedm_ray.distributed.run import run_features, run_images, run_other_features, run_study
+from cedm_ray.errors import NoUsableResultError
+from cedm_ray.features.extractors import open_text_encoder
+from cedm_ray.features.store import open_features
+from cedm_ray.search.agenda import FitTask, Goal
+from cedm_ray.search.clusterings import Clustering, fit_summary, fitted, read_labels, summarize
+from cedm_ray.search.results import Progress, Show
+from cedm_ray.search.rivals import CLIP, CLIP_MODEL, KMEANS, LABELS, TEMI, Wanted, kmeans_of, short_digest
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
+
+
+def run_clusterings(
+    study: Study, space: SearchSpace, wanted: Wanted, *, address: str | None, show: Show
+) -> tuple[ImageSet, list[Clustering]]:
+    """Make what is wanted, keep it in the study, and show each line as it is done. Returns the images with it.
+
+    Raises the errors of `errors.py`.
+    """
+    if wanted.method == TEMI:
+        goal = Goal(kind="fits", sizes=wanted.sizes)
+        images = run_study(study, space, goal, address=address, show=show, labels=wanted.labels)
+        return images, _fits(study, space, images, wanted)
+    if wanted.method == KMEANS:
+        images, key = run_features(study, space, address=address, show=show)
+        makers = {f"{KMEANS}-c{c:05d}": partial(_kmeans, study, space, key, c, show) for c in wanted.sizes}
+    elif wanted.method == CLIP:
+        images, key = run_other_features(study, space, CLIP_MODEL, wanted.clip_weights, address=address, show=show)
+        name = f"{CLIP}-{short_digest(np.zeros(0), key, *wanted.classes)}-c{len(wanted.classes):05d}"
+        makers = {name: partial(_pseudo_labels, study, images, key, wanted)}
+    else:
+        images = run_images(study, space, show=show)
+        assignment = _given(images, wanted)
+        digest = short_digest(assignment.labels)
+        makers = {f"{assignment.method}-{digest}-c{assignment.num_clusters:05d}": lambda: assignment}
+    labels = read_labels(wanted.labels, images)
+    return images, [_clustering(study, images, name, make, labels, show) for name, make in makers.items()]
+
+
+def _clustering(
+    study: Study,
+    images: ImageSet,
+    name: str,
+    make: Callable[[], ClusterAssignment],
+    labels: np.ndarray | None,
+    show: Show,
+) -> Clustering:
+    """A rival's clustering, read where it was kept, else made."""
+    path, seconds = study.clustering(name), None
+    if path.exists():
+        assignment = read_assignment(path, num_images=len(images), names=images.names)
+    else:
+        started = time.monotonic()
+        assignment = make()
+        seconds = round(time.monotonic() - started, 3)
+    summary = summarize(name, assignment, labels, seconds=seconds)
+    show(summary)
+    return Clustering(summary=summary, assignment=assignment)
+
+
+def _fits(study: Study, space: SearchSpace, images: ImageSet, wanted: Wanted) -> list[Clustering]:
+    """The TEMI clusterings that were asked for. Raises NoUsableResultError where a fit failed."""
+    labels, records, failures = read_labels(wanted.labels, images), study.fits(), study.failures()
+    found = []
+    for task in (FitTask(num_clusters=c, repeat=r) for c in wanted.sizes for r in range(space.bound.repeats)):
+        if task.name in failures:
+            raise NoUsableResultError(f"{task.name} failed: {failures[task.name]}", mend=study.how_to_retry(task.name))
+        summary = fit_summary(study, space, task, records[task.name].seconds, labels)
+        found.append(Clustering(summary=summary, assignment=fitted(study, task)))
+    return found
+
+
+def _kmeans(study: Study, space: SearchSpace, key: str, num_clusters: int, show: Show) -> ClusterAssignment:
+    runs, task = kmeans_of(study, space, key, num_clusters), f"k-means {num_clusters}"
+    while True:
+        try:
+            step = next(runs)
+        except StopIteration as end:
+            show(Progress(task=task, done=1, total=1, unit="runs", ended=True))
+            return end.value
+        show(Progress(task=task, done=step.run, total=step.of, unit="runs", detail=f"inertia {step.inertia:.6g}"))
+
+
+def _pseudo_labels(study: Study, images: ImageSet, key: str, wanted: Wanted) -> ClusterAssignment:
+    """What CLIP takes each image for, of the classes that were named, by the paper's five prompts."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = open_text_encoder(CLIP_MODEL, images, weights=wanted.clip_weights, device=device)
+    texts = encoder.embed_texts(class_prompts(wanted.classes))
+    classes = prompt_ensemble(texts.reshape(len(wanted.classes), len(PROMPTS), -1))
+    about = {"model": CLIP_MODEL, "features": key, "classes": list(wanted.classes), "prompts": list(PROMPTS)}
+    return zero_shot(open_features(study.features(key)), classes, provenance=about)
+
+
+def _given(images: ImageSet, wanted: Wanted) -> ClusterAssignment:
+    """The assignment of a file, or the labels as one."""
+    if wanted.method != LABELS:
+        return read_assignment(wanted.method, num_images=len(images), names=images.names)
+    return from_labels(read_labels(wanted.labels, images), provenance={"labels": wanted.labels})

@@ -1,0 +1,83 @@
+"""What the search for the bound of C found out, rebuilt from a study's records: both ends, and every clustering."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cedm_ray import durable
+from cedm_ray.clustering.bound import BoundResult
+from cedm_ray.clustering.lower_bound import LowerBoundResult
+from cedm_ray.data.image_set import ImageSet
+from cedm_ray.features.store import open_features
+from cedm_ray.metrics.agreement import knn_accuracy
+from cedm_ray.search.agenda import FitTask, Goal
+from cedm_ray.search.clusterings import Clustering, fit_summary, fitted, read_labels
+from cedm_ray.search.outcome import restore
+from cedm_ray.search.results import ClusteringSummary
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundFindings:
+    """What the search for the bound found out.
+
+    lower: None where no fit with gamma = 1 is done. clusterings: every fit that counts, by C, those with gamma = 1
+    last. knn_accuracy: share of the labels, in [0, 1], that a vote of 20 neighbors in the features gets right, without
+    the image itself; None without labels.
+    """
+
+    bound: BoundResult
+    lower: LowerBoundResult | None
+    clusterings: tuple[Clustering, ...]
+    knn_accuracy: float | None
+
+    @property
+    def largest(self) -> Clustering | None:
+        """The first fit of C_max; None where no C passes."""
+        at_bound = (c for c in self.clusterings if c.summary.num_clusters == self.bound.c_max)
+        return next(at_bound, None)
+
+
+def bound_findings(study: Study, space: SearchSpace, images: ImageSet, labels: str | None) -> BoundFindings:
+    """The findings of a study whose bound is known, from its records. labels: as `read_labels`."""
+    truth = read_labels(labels, images)
+    agenda, _ = restore(study, space, len(images), Goal(kind="bound"))
+    counted = {point.num_clusters for point in agenda.bound.points}
+    clusterings = []
+    for fit in sorted(study.fits().values(), key=lambda fit: (fit.lower, fit.num_clusters, fit.repeat)):
+        if fit.lower or (fit.num_clusters in counted and fit.repeat < space.bound.repeats):
+            task = FitTask(num_clusters=fit.num_clusters, repeat=fit.repeat, lower=fit.lower)
+            summary = fit_summary(study, space, task, fit.seconds, truth)
+            clusterings.append(Clustering(summary=summary, assignment=fitted(study, task)))
+    return BoundFindings(
+        bound=agenda.bound,
+        lower=agenda.lower,
+        clusterings=tuple(clusterings),
+        knn_accuracy=None if truth is None else _knn_accuracy(study, truth),
+    )
+
+
+def bound_json(findings: BoundFindings) -> dict[str, Any]:
+    """The findings as plain values, without the assignments, which are files of their own."""
+    lines = [summary_json(clustering.summary) for clustering in findings.clusterings]
+    return {
+        **dataclasses.asdict(findings.bound),
+        "lower": None if findings.lower is None else dataclasses.asdict(findings.lower),
+        "knn_accuracy": findings.knn_accuracy,
+        "clusterings": lines,
+    }
+
+
+def summary_json(summary: ClusteringSummary) -> dict[str, Any]:
+    """A clustering's line as plain values, r_C included."""
+    return {**dataclasses.asdict(summary), "utilization": summary.utilization}
+
+
+def _knn_accuracy(study: Study, labels: np.ndarray) -> float:
+    _, provenance = durable.read_tensors(study.neighbors)
+    features = np.array(open_features(study.features(provenance["features"])))
+    return knn_accuracy(torch.from_numpy(features), labels)
