@@ -134,8 +134,39 @@ def sample(
     Raises ValueError for arguments that do not fit the network, and as `guided`.
     """
     chosen = _check(denoiser, seeds, counts, classes, features)
-    denoiser = guided(denoiser, config.guidance, guide)
-    device = torch.device(device)
+    about = {"config": config, "image_size": image_size, "device": torch.device(device)}
+    for images, _ in _batches(guided(denoiser, config.guidance, guide), seeds, chosen, counts, **about):
+        yield images
+
+
+def sample_with_classes(
+    denoiser: nn.Module,
+    seeds: Sequence[int],
+    counts: np.ndarray,
+    *,
+    config: SampleConfig,
+    image_size: int,
+    guide: nn.Module | None = None,
+    device: torch.device | str,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `sample` with counts, and with the images of a batch their classes, int64 [B]."""
+    _check(denoiser, seeds, counts, None, None)
+    about = {"config": config, "image_size": image_size, "device": torch.device(device)}
+    for images, conditions in _batches(guided(denoiser, config.guidance, guide), seeds, None, counts, **about):
+        yield images, conditions.numpy()
+
+
+def _batches(
+    denoiser: nn.Module,
+    seeds: Sequence[int],
+    chosen: Tensor | None,
+    counts: np.ndarray | None,
+    *,
+    config: SampleConfig,
+    image_size: int,
+    device: torch.device,
+) -> Iterator[tuple[np.ndarray, Tensor | None]]:
+    """Images uint8 [B, 3, S, S] and their conditions; chosen: those of all images, [n] or [n, D], or None."""
     starts = range(0, len(seeds), config.batch_size)
 
     def drawn(start: int) -> tuple[list[torch.Generator], Tensor, Tensor | None]:
@@ -160,7 +191,7 @@ def sample(
                 # Before the images are asked for, because a GPU is still at work on them.
                 following = drawn(start + config.batch_size)
             images = images.cpu().numpy()
-        yield images
+        yield images, conditions
 
 
 def _check(
