@@ -11,7 +11,8 @@ import click
 
 from cedm_ray.errors import CedmError, ConfigurationError, LockedError, StorageError
 from cedm_ray.verbs.clustering import bound, features
-from cedm_ray.verbs.models import evaluate, sample, train
+from cedm_ray.verbs.models import evaluate, train
+from cedm_ray.verbs.sampling import sample
 from cedm_ray.verbs.search import report, search
 
 
