@@ -12,7 +12,7 @@ import click
 from cedm_ray.errors import CedmError, ConfigurationError, LockedError, StorageError
 from cedm_ray.verbs.clustering import bound, features
 from cedm_ray.verbs.models import evaluate, train
-from cedm_ray.verbs.sampling import sample
+from cedm_ray.verbs.sampling import figure, sample
 from cedm_ray.verbs.search import report, search
 
 
@@ -33,7 +33,7 @@ def cli(context: click.Context, debug: bool) -> None:
     context.obj["debug"] = debug
 
 
-for _verb in (search, features, bound, train, sample, evaluate, report):
+for _verb in (search, features, bound, train, sample, figure, evaluate, report):
     cli.add_command(_verb)
 
 

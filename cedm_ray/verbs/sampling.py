@@ -1,4 +1,4 @@
-"""The verbs that make images: sample."""
+"""The verbs that make images: sample, figure."""
 
 import os
 import re
@@ -94,6 +94,101 @@ def sample(
             raise NoUsableResultError(
                 f"no image reached a confidence of {min_confidence:g}", mend="lower --min-confidence, or try more often"
             )
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("kind", type=click.Choice(["clusters", "sweep", "classes", "confidence"]))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The picture, a PNG file.")
+@click.option("--rows", type=click.IntRange(min=1, max=100), help="Rows of images; default: 8, with confidence 2.")
+@click.option("--columns", type=click.IntRange(min=1, max=100), default=8, show_default=True, help="Images in a row.")
+@click.option("--first-seed", type=click.IntRange(min=0, max=2**31), default=0, help="The first seed; default: 0.")
+@click.option("--clusters", metavar="3,5", help="With clusters: these; default: spread over their sizes.")
+@click.option("--trials", metavar="NAME,NAME", help="With sweep: these trials, each maybe @KIMG; default: all.")
+@click.option(
+    "--against", metavar="[STUDY:]TRIAL[@KIMG]", help="With classes: the model that is conditioned on classes."
+)
+@click.option(
+    "--candidates",
+    type=click.IntRange(min=2, max=100_000),
+    default=256,
+    show_default=True,
+    help="With confidence: images of which the most and the least confident are shown.",
+)
+@options("trial", "quiet")
+def figure(
+    study: Path,
+    kind: str,
+    out: Path,
+    rows: int | None,
+    columns: int,
+    first_seed: int,
+    clusters: str | None,
+    trials: str | None,
+    against: str | None,
+    candidates: int,
+    trial: str | None,
+    quiet: bool,
+) -> None:
+    """Draw models of a study under the same noise.
+
+    \b
+    clusters    one cluster a row, one seed a column
+    sweep       one seed a row, one C a column, the unconditional model first
+    classes     clusters beside the classes that they stand for (--against)
+    confidence  the images that TEMI is most and least sure of, and the
+                unconditional model's from the same noise
+    """
+    import torch
+
+    from cedm_ray import durable
+    from cedm_ray.report import paired
+    from cedm_ray.report.figures import png
+    from cedm_ray.search.confidence import open_confidence
+    from cedm_ray.search.model import find_model, open_model
+    from cedm_ray.search.results import UNCONDITIONAL
+    from cedm_ray.search.sampling import find_elsewhere
+    from cedm_ray.terminal import Display
+
+    for given, option, only in (
+        (clusters, "--clusters", "clusters"),
+        (trials, "--trials", "sweep"),
+        (against, "--against", "classes"),
+    ):
+        if given is not None and kind != only:
+            raise ConfigurationError(f"{option} belongs to the figure {only}, not to {kind}")
+    if kind == "classes" and against is None:
+        mend = "name a model that was trained on class labels: --against [STUDY:]TRIAL[@KIMG]"
+        raise ConfigurationError(
+            "this figure needs a class-conditional model, and images alone have no classes", mend=mend
+        )
+    chosen = None if clusters is None else _numbers("--clusters", clusters)
+    place, space = open_finished(study)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with Display(quiet=quiet) as show:
+        common = {"rows": rows or (2 if kind == "confidence" else 8), "first_seed": first_seed, "show": show}
+        if kind == "sweep":
+            names = place.trials() if trials is None else trials.split(",")
+            picture = paired.sweep_picture([find_model(place, name, device, show) for name in names], **common)
+        else:
+            model, common = find_model(place, trial, device, show), common | {"columns": columns}
+        if kind == "clusters":
+            picture = paired.clusters_picture(model, chosen, **common)
+        if kind == "classes":
+            others_study, checkpoint = find_elsewhere(place, against, show)
+            picture = paired.classes_picture(model, place, open_model(checkpoint, device), others_study, **common)
+        if kind == "confidence":
+            confidence = open_confidence(place, space, model.meaning.num_clusters, device)
+            unconditional = find_model(place, UNCONDITIONAL, device, show)
+            picture = paired.confidence_picture(model, unconditional, confidence, candidates=candidates, **common)
+    durable.write_bytes(out, png(picture))
+    click.echo(out.absolute())
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
+        raise ConfigurationError(f"{option} must be numbers with commas between them, got {text!r}")
+    return [int(entry) for entry in text.split(",")]
 
 
 def _generate(job, seeds: Sequence[int], address: str | None) -> Iterator:

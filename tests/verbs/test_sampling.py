@@ -3,6 +3,7 @@
 import zipfile
 
 import pytest
+from PIL import Image
 
 from cedm_ray.search.results import UNCONDITIONAL
 
@@ -70,3 +71,38 @@ def test_guidance_and_conditions_reach_the_sampler(run, finished, tmp_path):
     code, _, err = run("sample", finished.path, "--condition", "all", "--grid", tmp_path / "x.png", "-q")
     assert code == 2
     assert "q, uniform or list:3,5,7" in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("clusters", ["--rows", "2"]),
+        ("sweep", ["--rows", "2", "--trials", f"{UNCONDITIONAL},c00008@0.512"]),
+        ("classes", ["--trial", "c00008", "--against", "c00008"]),
+        ("confidence", ["--rows", "1", "--candidates", "16"]),
+    ],
+)
+def test_every_figure_is_drawn(run, finished, tmp_path, kind, options):
+    out = tmp_path / "figure.png"
+    code, printed, err = run("figure", finished.path, kind, "--columns", "3", "--out", out, "-q", *options)
+    assert (code, printed, err) == (0, f"{out}\n", "")
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["classes"], "images alone have no classes"),
+        (["sweep", "--against", "c00008"], "--against belongs to the figure classes, not to sweep"),
+        (["clusters", "--trials", "c00008"], "--trials belongs to the figure sweep"),
+        (["sweep", "--clusters", "1"], "--clusters belongs to the figure clusters"),
+        (["clusters", "--clusters", "1,x"], "--clusters must be numbers with commas between them"),
+        (["portrait"], "portrait"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(run, finished, tmp_path, options, message):
+    code, _, err = run("figure", finished.path, *options, "--out", tmp_path / "figure.png", "-q")
+    assert code == 2
+    assert message in err
