@@ -90,9 +90,9 @@ def classes_picture(
     names = [f"class {match.label}\ncluster {match.cluster}, {match.share:.0%}" for match in matches]
     groups = [
         (f"clusters, {_name(model.meaning)}", columns),
-        (f"classes, {len(other.meaning.class_ids)}", columns),
+        (f"{len(other.meaning.class_ids)} classes, the same noise", columns),
     ]
-    return labelled_grid(images, rows=names, columns=[f"{seed}" for seed in seeds] * 2, groups=groups)
+    return labelled_grid(images, rows=names, columns=[f"seed {seed}" for seed in seeds] * 2, groups=groups)
 
 
 def confidence_picture(

@@ -55,7 +55,8 @@ def sample_to_files(
 ) -> Tally:
     """Generate one image per seed and write a picture, the images, or both.
 
-    about: what the images follow from besides their seeds, as plain values. out: as `write_samples`. Raises
+    about: what the images follow from besides their seeds, as plain values. out: as `write_samples`. A picture of no
+    image is not written. Raises
     ConfigurationError for a folder with other images and for a picture of too many, StorageError.
     """
     if grid is not None and len(seeds) > MAX_GRID:
@@ -86,7 +87,8 @@ def sample_to_files(
     if grid is not None:
         if folder is not None:
             shown = {seed: _read(folder / _name(seed)) for seed in seeds if (folder / _name(seed)).exists()}
-        _write_grid(grid, [shown[seed] for seed in seeds if seed in shown])
+        if shown:
+            _write_grid(grid, [shown[seed] for seed in seeds if seed in shown])
     without = len(missing) - counts["kept"]
     return Tally(found=found, kept=counts["kept"], drawn=counts["drawn"], without=without)
 
@@ -205,8 +207,6 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> No
 
 
 def _write_grid(path: Path, images: list[np.ndarray]) -> None:
-    if not images:
-        raise ConfigurationError("no image is confident enough for a picture", mend="lower --min-confidence")
     durable.write_bytes(path, png(sample_grid(np.stack(images), math.ceil(math.sqrt(len(images))))))
 
 

@@ -19,35 +19,40 @@ from cedm_ray.clustering.heads import Heads
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.errors import ConfigurationError, IntegrityError
 from cedm_ray.features.extractors import Extractor, open_extractor
-from cedm_ray.features.store import feature_key
+from cedm_ray.features.store import feature_key, open_features
 from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
 _HEAD = "head."
 _BATCHES_AHEAD = 4
+_TILE_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfidence:
     """A fitted TEMI head behind its extractor.
 
-    heads: the one head. norm: what was done to the features of its training images (TemiConfig.feature_norm), with
-    mean and scale float32 [D] where they were standardized. temperature: the teacher's.
+    heads: the one head. features: key of the stored features that it was fitted on. norm: what was done to them
+    (TemiConfig.feature_norm), with mean and scale float32 [D] where they were standardized. temperature: the teacher's.
     """
 
     extractor: Extractor
     heads: Heads
+    features: str
     norm: str
     mean: torch.Tensor | None
     scale: torch.Tensor | None
     temperature: float
 
-    @torch.inference_mode()
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """The probability of every cluster for images uint8 [B, 3, S, S], float32 [B, C]."""
         # A copy, because torch does not take read-only memory.
-        features = self.extractor(torch.from_numpy(np.array(images)).to(self.extractor.device))
+        return self.of_features(self.extractor(torch.from_numpy(np.array(images)).to(self.extractor.device)))
+
+    @torch.inference_mode()
+    def of_features(self, features: torch.Tensor) -> np.ndarray:
+        """As `probabilities`, of features float32 [B, D] that the extractor has made already."""
         if self.norm == "l2":
             features = torch.nn.functional.normalize(features, dim=1)
         elif self.norm == "standardize":
@@ -85,11 +90,20 @@ def open_confidence(study: Study, space: SearchSpace, num_clusters: int | None, 
     return HeadConfidence(
         extractor=extractor,
         heads=_heads(head).to(device),
+        features=about["features"],
         norm=about["config"]["feature_norm"],
         mean=normalization["feature_mean"].to(device) if standardized else None,
         scale=normalization["feature_scale"].to(device) if standardized else None,
         temperature=about["config"]["teacher_temperature"],
     )
+
+
+def training_confidence(study: Study, confidence: HeadConfidence) -> np.ndarray:
+    """The confidence of every training image, from the stored features, float32 [N]: the scale to judge others by."""
+    features = open_features(study.features(confidence.features))
+    tiles = (features[start : start + _TILE_ROWS] for start in range(0, len(features), _TILE_ROWS))
+    rows = (torch.from_numpy(np.array(tile, dtype=np.float32)).to(confidence.extractor.device) for tile in tiles)
+    return np.concatenate([confidence.of_features(tile).max(axis=1) for tile in rows])
 
 
 def _heads(head: dict[str, np.ndarray]) -> Heads:

@@ -61,13 +61,15 @@ class Condition:
 class SampleJob:
     """What to sample, in values that travel to any process that sees the study.
 
-    study: absolute. space: of the study, its extractor located. checkpoint, guide: folders of checkpoints, guide None
-    where there is no autoguidance. config: of the sampler, guidance included. min_confidence: None = every image is
-    kept. max_tries: candidates of a seed where one is given. about: everything that the images are a function of.
+    study: absolute. space: of the study, its extractor located. num_clusters: C of the model, None = unconditional.
+    checkpoint, guide: folders of checkpoints, guide None where there is no autoguidance. config: of the sampler,
+    guidance included. min_confidence: None = every image is kept. max_tries: candidates of a seed where one is given.
+    about: everything that the images are a function of.
     """
 
     study: Path
     space: SearchSpace
+    num_clusters: int | None
     checkpoint: Path
     guide: Path | None
     condition: Condition
@@ -140,6 +142,7 @@ def settle_job(
     return SampleJob(
         study=study.path.absolute(),
         space=space.model_copy(update={"features": features}),
+        num_clusters=meaning.num_clusters,
         checkpoint=checkpoint.folder.absolute(),
         guide=None if found is None else found.folder.absolute(),
         condition=condition,
@@ -306,5 +309,5 @@ def open_sampler(job: SampleJob, device: str) -> Sampler:
     guide = None if job.guide is None else open_model(durable.read_checkpoint(job.guide), device)
     confidence = None
     if job.min_confidence is not None:
-        confidence = open_confidence(Study(job.study), job.space, model.meaning.num_clusters, device)
+        confidence = open_confidence(Study(job.study), job.space, job.num_clusters, device)
     return Sampler(job=job, model=model, guide=guide, confidence=confidence)

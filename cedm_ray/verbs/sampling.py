@@ -85,15 +85,25 @@ def sample(
         made = sample_to_files(
             lambda seeds: _generate(job, seeds, address), wanted, job.about, grid=grid, out=out, show=show
         )
+    if min_confidence is not None:
+        _tell_rejection(job, made)
     for path in (grid, out):
         if path is not None:
             click.echo(path.absolute())
-    if min_confidence is not None:
-        click.echo(f"kept {made.kept:,} of {made.drawn:,} images drawn; {made.without:,} seeds have none", err=True)
-        if not made.kept + made.found:
-            raise NoUsableResultError(
-                f"no image reached a confidence of {min_confidence:g}", mend="lower --min-confidence, or try more often"
-            )
+
+
+def _tell_rejection(job, made) -> None:
+    """How many images were drawn and kept, and on what scale; exit 5 where there is none."""
+    from cedm_ray.search.confidence import open_confidence, training_confidence
+    from cedm_ray.search.study import Study
+
+    study = Study(job.study)
+    of_training = training_confidence(study, open_confidence(study, job.space, job.num_clusters, "cpu"))
+    share = f"{(of_training >= job.min_confidence).mean():.1%} of the training images reach {job.min_confidence:g}"
+    text = f"kept {made.kept:,} of {made.drawn:,} images drawn; {made.without:,} seeds have none; {share}"
+    if not made.kept + made.found:
+        raise NoUsableResultError(text, mend="lower --min-confidence, or raise --max-tries")
+    click.echo(text, err=True)
 
 
 @click.command()

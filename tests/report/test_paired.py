@@ -90,8 +90,8 @@ def test_clusters_stand_beside_their_classes(finished, with_classes, drawn):
     # Class k + 1 (mod 8) has exactly the images of cluster k.
     expected = sorted(((k + 1) % 8, k) for k in used)
     assert rows == [f"class {label}\ncluster {cluster}, 100%" for label, cluster in expected]
-    assert columns == ["5", "6"] * 2
-    assert rest["groups"] == [("clusters, C = 8", 2), (f"classes, {len(used)}", 2)]
+    assert columns == ["seed 5", "seed 6"] * 2
+    assert rest["groups"] == [("clusters, C = 8", 2), (f"{len(used)} classes, the same noise", 2)]
     for row, (label, cluster) in enumerate(expected):
         ours = images_of(model, [5, 6], [model.meaning.class_ids.index(cluster)] * 2)
         theirs = images_of(other, [5, 6], [other.meaning.class_ids.index(label)] * 2)

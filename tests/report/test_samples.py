@@ -217,7 +217,8 @@ def test_rejection_is_tallied_and_leaves_out_seeds(finished, tiny_space, tmp_pat
     assert made.drawn >= 20 + made.without
     with np.load(tmp_path / "out.npz", allow_pickle=False) as found:
         assert len(found["images"]) == len(found["seeds"]) == made.kept
-    with pytest.raises(ConfigurationError, match="no image is confident enough"):
-        sample(finished, tiny_space, range(3), min_confidence=1.0, max_tries=1, grid=tmp_path / "none.png")
+    _, none = sample(finished, tiny_space, range(3), min_confidence=1.0, max_tries=1, grid=tmp_path / "none.png")
+    assert none == Tally(found=0, kept=0, drawn=3, without=3)
+    assert not (tmp_path / "none.png").exists()
     details = [event.detail for event in shown if isinstance(event, Progress)]
     assert f"kept {made.kept} of {made.drawn} drawn" in details

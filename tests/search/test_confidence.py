@@ -10,7 +10,7 @@ from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.errors import ConfigurationError, IntegrityError
 from cedm_ray.search.agenda import FitTask
-from cedm_ray.search.confidence import candidate_seed, confident_images, open_confidence
+from cedm_ray.search.confidence import candidate_seed, confident_images, open_confidence, training_confidence
 from cedm_ray.search.fit import run_fit
 from cedm_ray.search.study import FitRecord
 
@@ -28,6 +28,7 @@ def test_the_surest_cluster_of_a_training_image_is_its_own(fresh, tiny_space, st
     # The stored features went through shards of another size, which rounds differently.
     assert np.mean(probabilities.argmax(axis=1) == labels) > 0.99
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(300), abs=1e-5)
+    assert training_confidence(fresh, confidence) == pytest.approx(probabilities.max(axis=1), abs=1e-4)
 
 
 def test_confidence_is_the_largest_softmax_of_the_head_by_hand(finished, tiny_space):

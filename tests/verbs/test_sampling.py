@@ -48,11 +48,11 @@ def test_confidence_says_how_many_were_drawn_and_kept(run, finished, tmp_path):
     out = ("--num", "8", "--out", tmp_path / "out", "-q")
     code, printed, err = run("sample", finished.path, "--min-confidence", "0.01", *out)
     assert (code, printed) == (0, f"{tmp_path / 'out'}\n")
-    assert err == "kept 8 of 8 images drawn; 0 seeds have none\n"
-    none = ("--num", "3", "--max-tries", "2", "--out", tmp_path / "none", "-q")
-    code, _, err = run("sample", finished.path, "--min-confidence", "1", *none)
-    assert code == 5
-    assert "kept 0 of 6 images drawn; 3 seeds have none" in err
+    assert err == "kept 8 of 8 images drawn; 0 seeds have none; 100.0% of the training images reach 0.01\n"
+    none = ("--num", "3", "--max-tries", "2", "--grid", tmp_path / "none.png", "-q")
+    code, printed, err = run("sample", finished.path, "--min-confidence", "1", *none)
+    assert (code, printed) == (5, "")
+    assert "kept 0 of 6 images drawn; 3 seeds have none; 0.0% of the training images reach 1" in err
 
 
 def test_guidance_and_conditions_reach_the_sampler(run, finished, tmp_path):
