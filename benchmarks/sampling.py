@@ -134,9 +134,7 @@ def main():
         "images": images,
         "steps": arguments.steps,
         "guidance": arguments.guidance,
-        "ratio": round(
-            statistics.median(a / b for a, b in zip(seconds["sampler"], seconds["network"], strict=True)), 4
-        ),
+        "ratio": round(statistics.median(ours / network for ours, network in turns), 4),
         "best_ratio": round(min(seconds["sampler"]) / min(seconds["network"]), 4),
         "own_ratio": round(sum(seconds["sampler"]) / sum(seconds["within"]), 4) if on_cpu else None,
         "images_per_second": round(images / statistics.median(seconds["sampler"]), 2),
