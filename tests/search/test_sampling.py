@@ -153,3 +153,23 @@ def test_about_says_all_that_the_images_follow_from(finished, tiny_space):
     assert "batch_size" not in about["sampling"]
     assert about == durable.json.loads(durable.canonical_json(about))
     assert about != settle(finished, tiny_space, steps=7, condition=Condition(kind="uniform")).about
+
+
+def test_a_trial_is_measured_with_the_guidance_of_its_space(prepared, tiny_space, tmp_path):
+    network = tiny_space.network.model_copy(update={"label_dropout": 0.2})
+    distances = {}
+    for guidance in (0.0, 3.0):
+        study = Study(tmp_path / f"{guidance:g}")
+        shutil.copytree(prepared.path, study.path)
+        sampling = tiny_space.sampling.model_copy(update={"guidance": guidance})
+        space = tiny_space.model_copy(update={"network": network, "sampling": sampling})
+        for num_clusters in (4, None):
+            report = next(e for e in run_trial(study, space, num_clusters, device="cpu") if isinstance(e, TrialReport))
+            distances[num_clusters, guidance] = report.distance
+        model = find_model(study, "c00004", "cpu", [].append)
+        assert model.meaning.sampling.guidance == guidance
+        job = settle(study, space, trial="c00004")
+        assert np.array_equal(generate(job, range(8))[0], np.concatenate(list(model.sample(range(8)))))
+    assert distances[4, 3.0] != distances[4, 0.0]
+    # The baseline has no condition, and so nothing that could guide it.
+    assert distances[None, 3.0] == distances[None, 0.0]
