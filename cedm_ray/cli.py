@@ -12,8 +12,9 @@ import click
 from cedm_ray.errors import CedmError, ConfigurationError, LockedError, StorageError
 from cedm_ray.verbs.clustering import bound, cluster, features
 from cedm_ray.verbs.evaluation import evaluate
-from cedm_ray.verbs.models import sample, train
+from cedm_ray.verbs.models import train
 from cedm_ray.verbs.planning import plan
+from cedm_ray.verbs.sampling import figure, sample
 from cedm_ray.verbs.search import report, search
 
 
@@ -34,7 +35,7 @@ def cli(context: click.Context, debug: bool) -> None:
     context.obj["debug"] = debug
 
 
-for _verb in (search, plan, features, bound, cluster, train, sample, evaluate, report):
+for _verb in (search, plan, features, bound, cluster, train, sample, figure, evaluate, report):
     cli.add_command(_verb)
 
 

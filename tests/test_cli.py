@@ -13,7 +13,7 @@ from cedm_ray.errors import LockedError, StorageError
 from cedm_ray.search.study import Study
 from cedm_ray.verbs import search
 
-VERBS = ["search", "plan", "features", "bound", "cluster", "train", "sample", "evaluate", "report"]
+VERBS = ["search", "plan", "features", "bound", "cluster", "train", "sample", "figure", "evaluate", "report"]
 
 
 @pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS)])

@@ -25,6 +25,28 @@ def test_written_bytes_are_read_back_and_nothing_else_is_left(tmp_path):
     assert names(tmp_path / "a") == ["x"]
 
 
+def test_many_files_are_written_like_one(tmp_path):
+    files = {f"{index:03d}": bytes([index]) * index for index in range(50)}
+    durable.write_files(tmp_path / "a", files)
+    durable.write_files(tmp_path / "a", {})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == files
+
+
+def test_of_many_files_those_that_fit_are_whole_and_no_other_is_left(tmp_path, monkeypatch):
+    real = os.replace
+
+    def full_after_some(old, new):
+        if Path(new).name >= "030":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(old, new)
+
+    monkeypatch.setattr(os, "replace", full_after_some)
+    with pytest.raises(StorageError, match=r"03\d: the storage is full: 7 bytes needed"):
+        durable.write_files(tmp_path, {f"{index:03d}": b"content" for index in range(50)})
+    monkeypatch.undo()
+    assert names(tmp_path) == [f"{index:03d}" for index in range(30)]
+
+
 @pytest.mark.parametrize("operation", ["write", "fsync", "replace"])
 def test_full_disk_keeps_the_old_content_and_says_how_much_is_needed(tmp_path, monkeypatch, operation):
     path = tmp_path / "x"

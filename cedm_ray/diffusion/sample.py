@@ -1,9 +1,9 @@
 """Sampling with Heun's method (Karras et al. 2022, Algorithms 1 and 2), each image from its own seed.
 
-Shapes: B images at once, N steps, K classes, S image side. An image's latent, condition and, in the stochastic
-variant, noise come from a CPU generator with the image's seed, in this order: the image is a function of (network,
-seed) whatever the batch, the number of workers or the kind of device, up to the rounding of the network; and one seed
-gives the same latent for every network and every K.
+Shapes: B images at once, n images in all, N steps, K classes, D width of a feature condition, S image side. An image's
+latent, condition and, in the stochastic variant, noise come from a CPU generator with the image's seed, in this order:
+the image is a function of (network, seed) whatever the batch, the number of workers or the kind of device, up to the
+rounding of the network; and one seed gives the same latent for every network and every K.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cedm_ray.config import Config
+from cedm_ray.diffusion.guidance import feature_dim, guided
 
 MAX_CHURN = 2**0.5 - 1
 """Largest relative increase of the noise level by one step of the stochastic variant."""
@@ -32,6 +33,9 @@ class SampleConfig(Config):
     s_max: float | None = Field(None, gt=0, description="Highest noise level at which noise is added. None = no limit.")
     s_noise: float = Field(
         1.0, gt=0, description="Standard deviation of the added noise, relative to what the path loses."
+    )
+    guidance: float = Field(
+        0.0, ge=0, description="Weight w of guidance; 0 = none. Classifier-free needs network.label_dropout above 0."
     )
     batch_size: int = Field(256, ge=1, description="Images generated at once; memory only, not the result.")
 
@@ -73,15 +77,15 @@ def _draw(
 def denoise(
     denoiser: nn.Module,
     latents: Tensor,
-    classes: Tensor | None,
+    conditions: Tensor | None,
     *,
     config: SampleConfig,
     generators: Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """Follow the path from latents [B, 3, S, S] (unit normal) to images, float64 [B, 3, S, S] in about [-1, 1].
 
-    classes: [B] int64 or None. generators: one CPU generator per image for the noise of the stochastic variant; needed
-    exactly when s_churn > 0. The state is float64, the network sees float32.
+    conditions: classes int64 [B], features float [B, D], or None. generators: one CPU generator per image for the noise
+    of the stochastic variant; needed exactly when s_churn > 0. The state is float64, the network sees float32.
     """
     if config.s_churn and generators is None:
         raise ValueError(f"generators must be given when s_churn > 0, got None for {config.s_churn}")
@@ -92,7 +96,7 @@ def denoise(
     def slope(x: Tensor, sigma: float) -> Tensor:
         """dx/dsigma of the probability flow at x."""
         level = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
-        return (x - denoiser(x.float(), level, classes).double()) / sigma
+        return (x - denoiser(x.float(), level, conditions).double()) / sigma
 
     x = latents.double() * steps[0]
     for sigma, lower in itertools.pairwise(steps):
@@ -115,25 +119,66 @@ def sample(
     image_size: int,
     counts: np.ndarray | None = None,
     classes: Sequence[int] | int | None = None,
+    features: np.ndarray | None = None,
+    guide: nn.Module | None = None,
     device: torch.device | str,
 ) -> Iterator[np.ndarray]:
     """Generate one image per seed, in the seeds' order, in batches uint8 [B, 3, S, S].
 
     denoiser: a `Denoiser` on `device` in eval mode. seeds: integers in [0, 2^32). For a network with K classes give
     either counts, int64 [K], to draw conditions in their proportion, or classes, one for each seed or one for all
-    (-1 = null label); for an unconditional network neither.
+    (-1 = null label); for one conditioned on features (its `feature_dim` is D) features, float [n, D], a row for each
+    seed; for an unconditional network none of them. guide: the worse model of autoguidance, likewise on `device` in
+    eval mode; None = classifier-free where config.guidance is above 0.
 
-    Raises ValueError for arguments that do not fit the network.
+    Raises ValueError for arguments that do not fit the network, and as `guided`.
     """
-    chosen = _check(denoiser, seeds, counts, classes)
-    device = torch.device(device)
-    for start in range(0, len(seeds), config.batch_size):
+    chosen = _check(denoiser, seeds, counts, classes, features)
+    about = {"config": config, "image_size": image_size, "device": torch.device(device)}
+    for images, _ in _batches(guided(denoiser, config.guidance, guide), seeds, chosen, counts, **about):
+        yield images
+
+
+def sample_with_classes(
+    denoiser: nn.Module,
+    seeds: Sequence[int],
+    counts: np.ndarray,
+    *,
+    config: SampleConfig,
+    image_size: int,
+    guide: nn.Module | None = None,
+    device: torch.device | str,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `sample` with counts, and with the images of a batch their classes, int64 [B]."""
+    _check(denoiser, seeds, counts, None, None)
+    about = {"config": config, "image_size": image_size, "device": torch.device(device)}
+    for images, conditions in _batches(guided(denoiser, config.guidance, guide), seeds, None, counts, **about):
+        yield images, conditions.numpy()
+
+
+def _batches(
+    denoiser: nn.Module,
+    seeds: Sequence[int],
+    chosen: Tensor | None,
+    counts: np.ndarray | None,
+    *,
+    config: SampleConfig,
+    image_size: int,
+    device: torch.device,
+) -> Iterator[tuple[np.ndarray, Tensor | None]]:
+    """Images uint8 [B, 3, S, S] and their conditions; chosen: those of all images, [n] or [n, D], or None."""
+    starts = range(0, len(seeds), config.batch_size)
+
+    def drawn(start: int) -> tuple[list[torch.Generator], Tensor, Tensor | None]:
+        generators = _generators(seeds[start : start + config.batch_size])
+        latents, conditions = _draw(generators, image_size, counts)
+        return generators, latents, conditions if chosen is None else chosen[start : start + config.batch_size]
+
+    following = drawn(0) if len(seeds) else None
+    for start in starts:
         # Within the loop, because a generator that is paused must not leave inference mode on for its caller.
         with torch.inference_mode():
-            generators = _generators(seeds[start : start + config.batch_size])
-            latents, conditions = _draw(generators, image_size, counts)
-            if chosen is not None:
-                conditions = chosen[start : start + config.batch_size]
+            generators, latents, conditions = following
             x = denoise(
                 denoiser,
                 latents.to(device),
@@ -141,19 +186,36 @@ def sample(
                 config=config,
                 generators=generators,
             )
-            images = (x * 127.5 + 128).clip(0, 255).to(torch.uint8).cpu().numpy()
-        yield images
+            images = (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
+            if start != starts[-1]:
+                # Before the images are asked for, because a GPU is still at work on them.
+                following = drawn(start + config.batch_size)
+            images = images.cpu().numpy()
+        yield images, conditions
 
 
 def _check(
-    denoiser: nn.Module, seeds: Sequence[int], counts: np.ndarray | None, classes: Sequence[int] | int | None
+    denoiser: nn.Module,
+    seeds: Sequence[int],
+    counts: np.ndarray | None,
+    classes: Sequence[int] | int | None,
+    features: np.ndarray | None,
 ) -> Tensor | None:
-    """Refuse what does not fit; returns the explicit classes [len(seeds)], or None."""
+    """Refuse what does not fit; returns the explicit conditions, [n] or [n, D], or None."""
     if denoiser.training:
         raise ValueError("denoiser must be in eval mode, got one in training mode")
     outside = next((seed for seed in seeds if not 0 <= seed < 2**32), None)
     if outside is not None:
         raise ValueError(f"seeds must lie in [0, 2^32), got {outside}")
+    width = feature_dim(denoiser)
+    if (features is not None) != (width > 0):
+        got = "none" if features is None else "some"
+        raise ValueError(f"features must be given exactly for a network of features, got {got} for width {width}")
+    if features is not None:
+        rows = np.asarray(features)
+        if rows.shape != (len(seeds), width) or rows.dtype.kind != "f" or not np.isfinite(rows).all():
+            got = f"{rows.dtype} {list(rows.shape)}"
+            raise ValueError(f"features must be finite floats [{len(seeds)}, {width}], got {got}")
     num_classes = denoiser.num_classes
     given = (counts is not None) + (classes is not None)
     if given != (num_classes > 0):
@@ -163,6 +225,8 @@ def _check(
         counts = np.asarray(counts)
         if counts.shape != (num_classes,) or counts.min() < 0 or counts.sum() == 0:
             raise ValueError(f"counts must be [{num_classes}], at least 0 and not all 0, got {counts.tolist()}")
+    if features is not None:
+        return torch.from_numpy(rows.astype(np.float32))
     if classes is None:
         return None
     chosen = torch.as_tensor(classes, dtype=torch.int64)

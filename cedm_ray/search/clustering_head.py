@@ -1,51 +1,74 @@
 """The clustering head of a fit, applied to new images: what the confidence of generated images is read from.
 
+The confidence of an image is the largest probability that the head gives any cluster (the paper's MSP, Figs. 8 and 14;
+method.md 4.8): max_c softmax(logits / teacher temperature), on the features that the clustering was fitted on.
+
 Shapes: R rows, D feature width, C clusters.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from cedm_ray import durable
 from cedm_ray.clustering.heads import Heads
-from cedm_ray.clustering.temi import TemiConfig
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.study import Study
 
-_TILE = 4096
 _HEAD = "head."
 
 
-def open_head(study: Study, num_clusters: int, config: TemiConfig) -> Callable[[np.ndarray], torch.Tensor]:
-    """The best head of the fit that the trials of C are conditioned on: features [R, D] to logits float32 [R, C].
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClusteringHead:
+    """The best head of a fit, on one device.
 
-    The features are those of the study's extractor, and are normalized here as they were for the fit. The logits are
-    not yet divided by a temperature. Raises ConfigurationError where the fit left no head.
+    heads: that one head. features_key: of the stored features that it was fitted on. feature_norm: what was done to
+    them (`TemiConfig.feature_norm`), with mean and scale float32 [D] where they were standardized, else None.
+    temperature: the teacher's.
     """
-    tensors, _ = durable.read_tensors(study.fit(FitTask(num_clusters=num_clusters, repeat=0).name))
+
+    heads: Heads
+    features_key: str
+    feature_norm: str
+    mean: torch.Tensor | None
+    scale: torch.Tensor | None
+    temperature: float
+
+    @torch.inference_mode()
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits float32 [R, C] of the extractor's features [R, D], not yet divided by the temperature."""
+        if self.feature_norm == "l2":
+            features = torch.nn.functional.normalize(features, dim=1)
+        elif self.feature_norm == "standardize":
+            features = (features - self.mean) / self.scale
+        return self.heads(features)[0]
+
+
+def open_head(study: Study, num_clusters: int | None, device: str = "cpu") -> ClusteringHead:
+    """The head of the clustering that trials of C = `num_clusters` are conditioned on.
+
+    Raises ConfigurationError for an unconditional model, a C without a clustering, and one that has no head.
+    """
+    if num_clusters is None:
+        raise ConfigurationError("the unconditional model has no clusters, and so no head that could be confident")
+    try:
+        tensors, about = durable.read_tensors(study.fit(FitTask(num_clusters=num_clusters, repeat=0).name))
+    except FileNotFoundError:
+        raise ConfigurationError(f"{study.path} has no clustering with C = {num_clusters}") from None
     head = {name.removeprefix(_HEAD): torch.from_numpy(tensors[name]) for name in tensors if name.startswith(_HEAD)}
     if "weight_1" not in head:
         raise ConfigurationError(f"the clustering of C = {num_clusters} has no head, so there is no confidence of it")
-    mean, scale = head.pop("feature_mean", None), head.pop("feature_scale", None)
+    mean, scale = (head.pop(name, None) for name in ("feature_mean", "feature_scale"))
     _, width, hidden = head["weight_1"].shape
-    generator = torch.Generator()
-    bottleneck = head["weight_2"].shape[2]
-    heads = Heads(1, width, num_clusters, hidden=hidden, bottleneck=bottleneck, generator=generator)
+    sizes = {"hidden": hidden, "bottleneck": head["weight_2"].shape[2]}
+    heads = Heads(1, width, num_clusters, generator=torch.Generator(), **sizes)
     heads.load_state_dict(head)
-
-    @torch.inference_mode()
-    def logits(features: np.ndarray) -> torch.Tensor:
-        found = []
-        for start in range(0, len(features), _TILE):
-            rows = torch.from_numpy(np.array(features[start : start + _TILE], dtype=np.float32))
-            if mean is not None:
-                rows = (rows - mean) / scale
-            elif config.feature_norm == "l2":
-                rows = torch.nn.functional.normalize(rows, dim=1)
-            found.append(heads(rows)[0])
-        return torch.cat(found)
-
-    return logits
+    return ClusteringHead(
+        heads=heads.eval().requires_grad_(False).to(device),
+        features_key=about["features"],
+        feature_norm=about["config"]["feature_norm"],
+        mean=None if mean is None else mean.to(device),
+        scale=None if scale is None else scale.to(device),
+        temperature=about["config"]["teacher_temperature"],
+    )

@@ -88,9 +88,7 @@ def _gather(plan: Plan, opened: dict[Network, Extractor], run: Runner, show: Sho
     for network in by_kind["auroc"] | by_kind["copies"]:
         material.training[network] = _training_features(plan, network, opened[network], run, show)
     if _networks(plan, "msp"):
-        config = plan.home.space.clustering
-        material.head = open_head(plan.home.study, plan.model.meaning.num_clusters, config)
-        material.temperature = config.teacher_temperature
+        material.head = open_head(plan.home.study, plan.model.meaning.num_clusters)
     material.sets = _sets(plan, "samples", plan.subject, plan.keeps, run, show)
     if plan.unconditional is not None:
         subject = plan.images_of(plan.unconditional, plan.unconditional.meaning.trial)

@@ -158,19 +158,44 @@ def open_model(checkpoint: durable.Checkpoint, device: str) -> TrainedModel:
 
 
 def find_model(study: Study, trial: str | None, device: str, show: Show) -> TrainedModel:
-    """The kept best model of a study, or the newest model of a trial; `show` is told of damaged ones passed over.
+    """The model of `find_checkpoint`, on `device`."""
+    return open_model(find_checkpoint(study, trial, show), device)
 
-    Raises ConfigurationError where there is none of that name, IntegrityError where all are damaged.
+
+def find_checkpoint(study: Study, trial: str | None, show: Show) -> durable.Checkpoint:
+    """The kept best model of a study, or the newest checkpoint of a trial; `show` is told of damaged ones passed over.
+
+    trial: None = the best model; `NAME` or `NAME@KIMG`, the checkpoint at so many thousand images. Raises
+    ConfigurationError where there is none of that name, IntegrityError where all are damaged.
     """
     if trial is None:
         if not (study.best / durable.MANIFEST).exists():
             mend = "let the search finish, or name a trial: --trial " + ", ".join(study.trials() or ["c00020"])
             raise ConfigurationError(f"{study.path} has no best model yet", mend=mend)
-        return open_model(durable.read_checkpoint(study.best), device)
-    checkpoint = durable.newest_checkpoint(study.checkpoints(trial))
+        return durable.read_checkpoint(study.best)
+    name, at, kimg = trial.partition("@")
+    if at:
+        return _checkpoint_at(study, name, kimg)
+    checkpoint = durable.newest_checkpoint(study.checkpoints(name))
     if checkpoint is None:
-        known = ", ".join(study.trials()) or "none yet"
-        raise ConfigurationError(f"{study.path} has no trained model of {trial!r}; its trials are: {known}")
+        raise _no_trial(study, name)
     for reason in checkpoint.fallbacks:
-        show(Notice(text=f"taking {trial} at {checkpoint.manifest['images_seen']:,} images: {reason}"))
-    return open_model(checkpoint, device)
+        show(Notice(text=f"taking {name} at {checkpoint.manifest['images_seen']:,} images: {reason}"))
+    return checkpoint
+
+
+def _checkpoint_at(study: Study, name: str, kimg: str) -> durable.Checkpoint:
+    found = sorted(path.parent for path in study.checkpoints(name).glob(f"*/{durable.MANIFEST}"))
+    if not found:
+        raise _no_trial(study, name)
+    # As text with all its digits: a budget of 100,000 kimg ends a few images later, at 100000.256 perhaps.
+    by_kimg = {f"{int(folder.name) / 1000:.12g}": folder for folder in found}
+    if kimg not in by_kimg:
+        mend = "name one of them; checkpoints.keep says how many are kept while a trial trains"
+        raise ConfigurationError(f"{name} has checkpoints at {', '.join(by_kimg)} kimg and none at {kimg}", mend=mend)
+    return durable.read_checkpoint(by_kimg[kimg])
+
+
+def _no_trial(study: Study, name: str) -> ConfigurationError:
+    known = ", ".join(study.trials()) or "none yet"
+    return ConfigurationError(f"{study.path} has no trained model of {name!r}; its trials are: {known}")

@@ -3,6 +3,7 @@
 R rows (clusters), k images each side, S image side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +38,7 @@ def make_showcase(study: Study, images: ImageSet, device: str) -> None:
     model = open_model(durable.read_checkpoint(study.best), device)
     meaning = model.meaning
     labels = load_assignment(study, meaning.num_clusters).labels
-    by_size = np.argsort(-np.asarray(meaning.counts), kind="stable")
-    rows = by_size[np.unique(np.linspace(0, len(by_size) - 1, min(ROWS, len(by_size))).round().astype(int))]
+    rows = spread_over_sizes(meaning.counts, ROWS)
     clusters = np.asarray(meaning.class_ids)[rows]
     rng = np.random.default_rng(0)
     training = []
@@ -57,6 +57,13 @@ def make_showcase(study: Study, images: ImageSet, device: str) -> None:
         "grid": np.concatenate(list(model.sample(range(GRID)))),
     }
     durable.write_tensors(study.showcase, tensors, {"trial": meaning.trial, "images_seen": model.images_seen})
+
+
+def spread_over_sizes(counts: Sequence[int], rows: int) -> np.ndarray:
+    """At most `rows` of K classes, int64, from the largest to the smallest, evenly spaced by rank. counts: images of
+    every class, [K]."""
+    by_size = np.argsort(-np.asarray(counts), kind="stable")
+    return by_size[np.unique(np.linspace(0, len(by_size) - 1, min(rows, len(by_size))).round().astype(int))]
 
 
 def read_showcase(study: Study) -> Showcase | None:

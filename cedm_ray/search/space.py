@@ -92,6 +92,13 @@ class SearchSpace(Config):
         steps = self.evaluation.num_steps
         return self.sampling if steps is None else self.sampling.model_copy(update={"num_steps": steps})
 
+    @model_validator(mode="after")
+    def _null_label_for_guidance(self) -> "SearchSpace":
+        if self.sampling.guidance and not self.network.label_dropout:
+            rule = "sampling.guidance needs network.label_dropout above 0, without which there is no null label"
+            raise ValueError(f"{rule}; got guidance {self.sampling.guidance:g}")
+        return self
+
     def settled(self) -> dict[str, Any]:
         """What a study must keep when it is resumed: all but what changes no result (resources, checkpoints, how much
         is computed at once, and the name of a preset whose values are kept) and the place of the images, whose content

@@ -17,6 +17,7 @@ from cedm_ray.metrics.kernel import kernel_distance
 from cedm_ray.metrics.manifold import inception_score, manifold
 from cedm_ray.metrics.novelty import confidence, memorization, nearest_training, novelty_auroc
 from cedm_ray.metrics.uncertainty import Difference, bootstrap_difference
+from cedm_ray.search.clustering_head import ClusteringHead
 from cedm_ray.search.gathering import Network, Summary
 from cedm_ray.search.scores import Measure
 
@@ -33,8 +34,7 @@ class Material:
 
     sets: of the generated images, set by set. factors: of the reference. rows: of the reference's sample, float32
     [R, D]. unconditional, versus: as `sets`, of the other model. test: rows of the test images. training: features of
-    all training images, float32 [N, D]. head: rows to the clustering head's logits [R, C], to be divided
-    by temperature.
+    all training images, float32 [N, D]. head: of the clustering that the model is conditioned on.
     """
 
     sets: list[dict[Network, Summary]] = field(default_factory=list)
@@ -44,8 +44,7 @@ class Material:
     versus: list[dict[Network, Summary]] = field(default_factory=list)
     test: dict[Network, np.ndarray] = field(default_factory=dict)
     training: dict[Network, np.ndarray] = field(default_factory=dict)
-    head: Callable[[np.ndarray], torch.Tensor] | None = None
-    temperature: float = 1.0
+    head: ClusteringHead | None = None
 
 
 def values(measure: Measure, network: Network, material: Material) -> list[Column]:
@@ -144,7 +143,9 @@ def _copies(network: Network, material: Material) -> list[Column]:
 
 
 def _msp(network: Network, material: Material) -> list[Column]:
-    found = [confidence(material.head(one[network].rows), material.temperature) for one in material.sets]
+    head = material.head
+    rows = [torch.from_numpy(one[network].rows) for one in material.sets]
+    found = [confidence(head(features), head.temperature) for features in rows]
     return [[(float(one.mean()), None) for one in found]]
 
 

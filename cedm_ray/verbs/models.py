@@ -1,13 +1,12 @@
-"""The verbs of one generative model: train, sample."""
+"""The verb of one generative model: train."""
 
 import json
-import re
 from pathlib import Path
 
 import click
 
-from cedm_ray.errors import ConfigurationError, NoUsableResultError
-from cedm_ray.verbs.options import open_finished, open_study, options, short
+from cedm_ray.errors import NoUsableResultError
+from cedm_ray.verbs.options import open_study, options, short
 
 
 @click.command()
@@ -54,46 +53,3 @@ def train(
         click.echo(f"{name} {end.reason}")
     if end.status in ("diverged", "collapsed"):
         raise NoUsableResultError(f"{name} {end.reason}", mend="lower training.learning_rate, or train longer")
-
-
-@click.command()
-@click.argument("study", type=click.Path(path_type=Path))
-@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="Number of images.")
-@click.option("--seeds", metavar="A-B", help="Seeds from A to B instead; image and seed belong together.")
-@click.option("--cluster", type=click.IntRange(min=0), help="Sample this cluster only; default: drawn from q(c).")
-@click.option("--steps", type=click.IntRange(min=2), help="Steps of the sampler; default: those of the evaluation.")
-@click.option("--grid", type=click.Path(path_type=Path), help="Write one picture of all images.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the images: a folder, *.zip or *.npz.")
-@options("trial", "quiet")
-def sample(
-    study: Path,
-    num: int,
-    seeds: str | None,
-    cluster: int | None,
-    steps: int | None,
-    grid: Path | None,
-    out: Path | None,
-    trial: str | None,
-    quiet: bool,
-) -> None:
-    """Generate images with a trained model of a study."""
-    from cedm_ray.report.samples import sample_to_files
-    from cedm_ray.terminal import Display
-
-    if grid is None and out is None:
-        raise ConfigurationError("nothing to write", mend="add --grid out.png, or --out with a folder, *.zip or *.npz")
-    place, _ = open_finished(study)
-    wanted = range(num) if seeds is None else _seeds(seeds)
-    with Display(quiet=quiet) as show:
-        sample_to_files(place, trial, wanted, cluster=cluster, steps=steps, grid=grid, out=out, show=show)
-    for path in (grid, out):
-        if path is not None:
-            click.echo(path.absolute())
-
-
-def _seeds(text: str) -> range:
-    found = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", text)
-    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
-    if not first <= last < 2**32:
-        raise ConfigurationError(f"--seeds must be one number or A-B with A <= B < 2^32, got {text!r}")
-    return range(first, last + 1)

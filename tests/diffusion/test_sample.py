@@ -93,6 +93,77 @@ def test_stochastic_path_keeps_the_distribution():
     assert images.std().item() == pytest.approx(DEVIATION, rel=0.03)
 
 
+class _CorrelatedDenoiser(torch.nn.Module):
+    """E[y | y + sigma n] for y ~ N(m, Sigma) with Sigma = U diag(variances) U^T over all 12 values of an image."""
+
+    num_classes = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.basis = torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64)).Q
+        self.variances = torch.logspace(-4, 0, 12, dtype=torch.float64)
+        self.mean = torch.linspace(-0.5, 0.5, 12, dtype=torch.float64)
+        self.eval()
+
+    def forward(self, x, sigma, classes=None):
+        shrink = self.variances / (self.variances + sigma[:, None].double() ** 2)
+        along = (x.double().flatten(1) - self.mean) @ self.basis
+        return (self.mean + (along * shrink) @ self.basis.T).view(x.shape).to(x.dtype)
+
+
+def test_noise_is_mapped_to_a_gaussian_with_any_covariance():
+    denoiser = _CorrelatedDenoiser()
+    latents = torch.randn(50, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    got = denoise(denoiser, latents, None, config=SampleConfig(num_steps=256)).flatten(1)
+    # Each principal component shrinks from the variance lambda + 80^2 of the start to lambda.
+    shrink = (denoiser.variances / (denoiser.variances + 80**2)).sqrt()
+    along = (80 * latents.double().flatten(1) - denoiser.mean) @ denoiser.basis
+    exact = denoiser.mean + (along * shrink) @ denoiser.basis.T
+    assert (got - exact).abs().max().item() < 1e-3
+
+
+def test_stochastic_path_maps_noise_to_the_gaussian_too():
+    denoiser, count = _CorrelatedDenoiser(), 1000
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    latents = torch.stack([torch.randn(3, 2, 2, generator=g) for g in generators])
+    config = SampleConfig(num_steps=96, s_churn=20)
+    images = denoise(denoiser, latents, None, config=config, generators=generators).flatten(1)
+    along = (images - denoiser.mean) @ denoiser.basis / denoiser.variances.sqrt()
+    # Standardized, they are N(0, I): mean within 4 standard errors, covariance within 5 of a product of two.
+    assert along.mean(dim=0).abs().max().item() < 4 / count**0.5
+    assert (along.T @ along / count - torch.eye(12)).abs().max().item() < 5 * (2 / count) ** 0.5
+
+
+# diffusers hands a tensor to NumPy in a way that NumPy 2 warns about.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_path_of_a_fixed_denoiser_is_that_of_diffusers(network):
+    # diffusers has EDM's noise levels with Euler's step, and Heun's step with other levels. Heun's step, run over the
+    # EDM scheduler's levels, is Algorithm 1 in float32; the model's output is given to it as the clean image.
+    from diffusers import EDMEulerScheduler, HeunDiscreteScheduler
+
+    levels, heun = EDMEulerScheduler(), HeunDiscreteScheduler(prediction_type="sample")
+    levels.set_timesteps(18)
+    assert levels.sigmas.numpy() == pytest.approx(sigma_steps(SampleConfig()).numpy(), rel=1e-6)
+    heun.set_timesteps(18)
+    inner = levels.sigmas[1:-1].repeat_interleave(2)
+    heun.sigmas = torch.cat((levels.sigmas[:1], inner, levels.sigmas[-1:]))
+    assert len(heun.sigmas) == len(heun.timesteps) + 1
+    heun.set_begin_index(0)
+    latents, classes = draw_latents_and_conditions(range(6), 8, np.arange(10))
+    x = latents * 80.0
+    calls = heun.sigmas[:-1]
+    assert len(calls) == 35
+    with torch.inference_mode():
+        for sigma, timestep in zip(calls, heun.timesteps, strict=True):
+            x = heun.step(network(x, sigma.expand(len(x)), classes), timestep, x).prev_sample
+        ours = denoise(network, latents, classes, config=SampleConfig())
+        coarse = denoise(network, latents, classes, config=SampleConfig(num_steps=17))
+    assert (ours - x).abs().max().item() < 1e-5
+    # Another path by one step less is far from it, so that the agreement says something.
+    assert (ours - coarse).abs().max().item() > 0.01
+
+
 def test_noise_is_added_between_s_min_and_s_max_only():
     seeds, narrow = list(range(3)), SampleConfig(s_churn=10, s_min=1000, s_max=2000)
     assert np.array_equal(_generate(_GaussianDenoiser(), seeds, narrow), _generate(_GaussianDenoiser(), seeds))

@@ -74,6 +74,17 @@ def test_no_best_model_and_an_unknown_trial_are_configuration_errors(fresh, done
         find_model(done, "c00099", "cpu", [].append)
 
 
+def test_an_earlier_checkpoint_is_named_by_its_thousands_of_images(finished):
+    (earlier, newest) = sorted(path.name for path in finished.checkpoints("unconditional").iterdir())
+    assert (earlier, newest) == ("000000000384", "000000000512")
+    assert find_model(finished, "unconditional@0.384", "cpu", [].append).images_seen == 384
+    assert find_model(finished, "unconditional@0.512", "cpu", [].append).images_seen == 512
+    with pytest.raises(ConfigurationError, match=r"has checkpoints at 0\.384, 0\.512 kimg and none at 0\.3$"):
+        find_model(finished, "unconditional@0.3", "cpu", [].append)
+    with pytest.raises(ConfigurationError, match="no trained model of 'c00099'"):
+        find_model(finished, "c00099@1", "cpu", [].append)
+
+
 def test_a_damaged_kept_model_is_an_integrity_error(done):
     path = done.best / EMA_FILE
     data = bytearray(path.read_bytes())

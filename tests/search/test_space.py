@@ -135,3 +135,11 @@ def test_names_that_could_be_more_than_a_name_are_refused(name):
 def test_values_out_of_range_are_named_with_their_key(values, key):
     with pytest.raises(ConfigurationError, match=key.replace(".", r"\.")):
         parse_config(SearchSpace, {"name": "a", "images": {"source": "x"}, **values}, "space.yaml")
+
+
+def test_guidance_without_a_null_label_is_refused_before_anything_is_trained():
+    with pytest.raises(ValueError, match=r"sampling\.guidance needs network\.label_dropout above 0.*got guidance 1\.5"):
+        SearchSpace.model_validate({"name": "x", "images": {}, "sampling": {"guidance": 1.5}})
+    SearchSpace.model_validate(
+        {"name": "x", "images": {}, "sampling": {"guidance": 1.5}, "network": {"label_dropout": 0.1}}
+    )

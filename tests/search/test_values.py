@@ -23,6 +23,15 @@ def summary(features, blocks=2):
     return Summary(statistics=sum(parts[1:], parts[0]), blocks=parts, rows=features)
 
 
+class Head:
+    """Takes features for logits."""
+
+    temperature = 0.5
+
+    def __call__(self, features):
+        return features
+
+
 @pytest.fixture
 def material():
     reference = features_of(0, 300)
