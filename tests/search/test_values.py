@@ -42,8 +42,7 @@ def material():
         unconditional=[{NET: summary(features_of(1, shift=0.5))}, {NET: summary(features_of(3))}],
         test={NET: features_of(4)},
         training={NET: reference},
-        head=lambda rows: torch.from_numpy(rows),
-        temperature=0.5,
+        head=Head(),
     )
 
 
