@@ -17,11 +17,12 @@ LAYERS = {
     "diffusion": 2,
     "metrics": 2,
     "search": 3,
-    "distributed": 4,
-    "report": 4,
-    "terminal": 5,
-    "verbs": 5,
-    "cli": 5,
+    "evaluation": 4,
+    "distributed": 5,
+    "report": 5,
+    "terminal": 6,
+    "verbs": 6,
+    "cli": 6,
 }
 REFUSED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager", "managers", "types"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -67,7 +68,7 @@ def test_imports_point_down_or_stay_in_the_room(module):
         assert LAYERS[own] >= LAYERS[other], f"{module} imports {imported}, which lies above it"
         if LAYERS[own] == LAYERS[other]:
             # The only siblings that meet: the ground floor, and the door with its window.
-            assert LAYERS[own] in (0, 5), f"{module} imports its sibling {imported}"
+            assert LAYERS[own] in (0, 6), f"{module} imports its sibling {imported}"
 
 
 def test_no_import_cycle_even_counting_lazy_imports():

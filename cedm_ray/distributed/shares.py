@@ -13,7 +13,7 @@ import ray
 
 from cedm_ray.distributed.session import cluster_resources, get, ray_cluster
 from cedm_ray.distributed.tasks import choose_device
-from cedm_ray.search.gathering import Part, Runner, Work, Worker
+from cedm_ray.evaluation.gathering import Part, Runner, Work, Worker
 from cedm_ray.search.results import Progress, Show
 
 _POLL_S = 2.0

@@ -62,11 +62,11 @@ def evaluate(
     and the same command prints it again. It runs in this process, and over a Ray cluster where --address or
     $RAY_ADDRESS names one or this machine has several GPUs.
     """
+    from cedm_ray.evaluation.curves import efficiency
+    from cedm_ray.evaluation.evaluate import compare
+    from cedm_ray.evaluation.evaluate import evaluate as measure
+    from cedm_ray.evaluation.requests import Request
     from cedm_ray.features.weight_files import cache_folder
-    from cedm_ray.search.curves import efficiency
-    from cedm_ray.search.evaluations import compare
-    from cedm_ray.search.evaluations import evaluate as measure
-    from cedm_ray.search.requests import Request
     from cedm_ray.search.study import Study
     from cedm_ray.terminal import Display
 
@@ -111,7 +111,7 @@ def _runner(address: str | None) -> contextlib.AbstractContextManager:
         from cedm_ray.distributed.shares import cluster_runner
 
         return cluster_runner(address)
-    from cedm_ray.search.gathering import run_here
+    from cedm_ray.evaluation.gathering import run_here
 
     return contextlib.nullcontext(run_here)
 

@@ -5,7 +5,7 @@ import pytest
 
 from cedm_ray.distributed.shares import cluster_runner
 from cedm_ray.errors import InputDataError
-from cedm_ray.search.gathering import FileImages, Keep, Network, Work, gather, run_here
+from cedm_ray.evaluation.gathering import FileImages, Keep, Network, Work, gather, run_here
 from cedm_ray.search.results import Progress
 
 

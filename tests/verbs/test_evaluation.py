@@ -138,7 +138,7 @@ def test_pixels_need_a_study_to_be_fitted_on(run, folder):
 
 
 def test_help_names_every_metric(run):
-    from cedm_ray.search.scores import MEASURES
+    from cedm_ray.evaluation.scores import MEASURES
 
     _, out, _ = run("evaluate", "--help")
     assert set(MEASURES) <= set(re.findall(r"\w+", out))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cedm_ray.errors import ConfigurationError, TryAgainError
-from cedm_ray.search.gathering import (
+from cedm_ray.evaluation.gathering import (
     FileImages,
     Keep,
     ModelImages,

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from cedm_ray.errors import ConfigurationError, InputDataError
-from cedm_ray.search.gathering import FileImages, Keep, Network
-from cedm_ray.search.requests import SETS, Request, settle
+from cedm_ray.evaluation.gathering import FileImages, Keep, Network
+from cedm_ray.evaluation.requests import SETS, Request, settle
 from cedm_ray.search.results import UNCONDITIONAL
 
 

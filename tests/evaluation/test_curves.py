@@ -2,7 +2,7 @@
 
 import pytest
 
-from cedm_ray.search.curves import efficiency
+from cedm_ray.evaluation.curves import efficiency
 from cedm_ray.search.results import UNCONDITIONAL, TrialReport
 from cedm_ray.search.study import Study
 

@@ -8,10 +8,8 @@ import pytest
 from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.data.stored_images import content_digest, open_stored
-from cedm_ray.features.extractors import open_extractor
-from cedm_ray.search.gathering import Keep, Network, run_here
-from cedm_ray.search.measure import open_detector, reference_statistics
-from cedm_ray.search.references import (
+from cedm_ray.evaluation.gathering import Keep, Network, run_here
+from cedm_ray.evaluation.references import (
     Moments,
     all_features,
     files_reference,
@@ -19,6 +17,8 @@ from cedm_ray.search.references import (
     study_reference,
     training_features,
 )
+from cedm_ray.features.extractors import open_extractor
+from cedm_ray.search.measure import open_detector, reference_statistics
 
 BOTH = Keep(statistics=True, rows=50)
 

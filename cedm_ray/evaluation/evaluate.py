@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 from cedm_ray.errors import ConfigurationError
+from cedm_ray.evaluation.gathering import BATCH, MAX_ROWS, FileImages, Keep, Network, Runner, gather
+from cedm_ray.evaluation.references import Moments, all_features, training_features
+from cedm_ray.evaluation.requests import Plan, Request, settle
+from cedm_ray.evaluation.scores import Score, names, read_measurement
+from cedm_ray.evaluation.values import Material, difference, is_collapsed, values
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import frechet_reference
 from cedm_ray.metrics.measurement import Measurement
 from cedm_ray.metrics.measurement import difference as difference_of
 from cedm_ray.search.clustering_head import open_head
-from cedm_ray.search.gathering import BATCH, MAX_ROWS, FileImages, Keep, Network, Runner, gather
-from cedm_ray.search.references import Moments, all_features, training_features
-from cedm_ray.search.requests import Plan, Request, settle
 from cedm_ray.search.results import Notice, Show
-from cedm_ray.search.scores import Score, names, read_measurement
-from cedm_ray.search.values import Material, difference, is_collapsed, values
 
 
 def evaluate(request: Request, *, cache: Path, run: Runner, show: Show) -> dict[str, Any]:

@@ -5,10 +5,10 @@ import pytest
 import scipy.linalg
 
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.search.evaluations import compare, evaluate
-from cedm_ray.search.gathering import run_here
+from cedm_ray.evaluation.evaluate import compare, evaluate
+from cedm_ray.evaluation.gathering import run_here
+from cedm_ray.evaluation.requests import Request
 from cedm_ray.search.model import find_model
-from cedm_ray.search.requests import Request
 from cedm_ray.search.results import UNCONDITIONAL, Notice
 
 

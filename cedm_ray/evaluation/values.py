@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from cedm_ray.evaluation.gathering import Network, Summary
+from cedm_ray.evaluation.scores import Measure
 from cedm_ray.metrics.extrapolation import frechet_infinity
 from cedm_ray.metrics.frechet import ReferenceFactor, collapsed, frechet_distance
 from cedm_ray.metrics.kernel import kernel_distance
@@ -18,8 +20,6 @@ from cedm_ray.metrics.manifold import inception_score, manifold
 from cedm_ray.metrics.novelty import confidence, memorization, nearest_training, novelty_auroc
 from cedm_ray.metrics.uncertainty import Difference, bootstrap_difference
 from cedm_ray.search.clustering_head import ClusteringHead
-from cedm_ray.search.gathering import Network, Summary
-from cedm_ray.search.scores import Measure
 
 Column = list[tuple[float, float | None]]
 

@@ -5,11 +5,11 @@ import pytest
 import scipy.linalg
 import torch
 
+from cedm_ray.evaluation.gathering import Network, Summary
+from cedm_ray.evaluation.scores import MEASURES
+from cedm_ray.evaluation.values import Material, is_collapsed, values
 from cedm_ray.metrics.frechet import frechet_reference
 from cedm_ray.metrics.statistics import FeatureStatistics
-from cedm_ray.search.gathering import Network, Summary
-from cedm_ray.search.scores import MEASURES
-from cedm_ray.search.values import Material, is_collapsed, values
 
 NET = Network(spec="pixels")
 

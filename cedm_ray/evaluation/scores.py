@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cedm_ray.errors import ConfigurationError
+from cedm_ray.evaluation.gathering import MAX_ROWS, PROBABILITIES, Keep, Network
 from cedm_ray.features.extractors import distance_name, extractor_name
 from cedm_ray.metrics.measurement import Measurement
-from cedm_ray.search.gathering import MAX_ROWS, PROBABILITIES, Keep, Network
 
 _SUMS, _BLOCKS, _ROWS, _NOTHING = Keep(statistics=True), Keep(statistics=True, blocks=True), Keep(rows=MAX_ROWS), Keep()
 

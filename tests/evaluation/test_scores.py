@@ -3,9 +3,9 @@
 import pytest
 
 from cedm_ray.errors import ConfigurationError
+from cedm_ray.evaluation.gathering import PROBABILITIES, Network
+from cedm_ray.evaluation.scores import MEASURES, Score, choose, names, network_of, read_measurement
 from cedm_ray.metrics.measurement import Measurement
-from cedm_ray.search.gathering import PROBABILITIES, Network
-from cedm_ray.search.scores import MEASURES, Score, choose, names, network_of, read_measurement
 
 
 def named(word, detector="inception", extractor="pixels"):

@@ -17,11 +17,11 @@ from cedm_ray.config import digest
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.data.stored_images import content_digest, open_stored
 from cedm_ray.errors import InputDataError, IntegrityError
+from cedm_ray.evaluation.gathering import FileImages, Keep, Network, Runner, Summary, TrainingImages, Work, gather
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.features.store import extract_features, feature_key
 from cedm_ray.metrics.frechet import ReferenceFactor, read_reference
 from cedm_ray.metrics.statistics import FeatureStatistics
-from cedm_ray.search.gathering import FileImages, Keep, Network, Runner, Summary, TrainingImages, Work, gather
 from cedm_ray.search.results import Notice, Progress, Show
 from cedm_ray.search.study import Study
 

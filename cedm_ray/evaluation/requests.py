@@ -11,9 +11,7 @@ from cedm_ray.config import digest
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.data.stored_images import StoredImages, open_stored
 from cedm_ray.errors import ConfigurationError, InputDataError
-from cedm_ray.features.extractors import Extractor, absolute_spec
-from cedm_ray.metrics.uncertainty import SeedSets
-from cedm_ray.search.gathering import (
+from cedm_ray.evaluation.gathering import (
     BATCH,
     BLOCKS,
     PROBABILITIES,
@@ -25,10 +23,12 @@ from cedm_ray.search.gathering import (
     Work,
     open_network,
 )
+from cedm_ray.evaluation.references import Moments, Reference, files_reference, is_moments, study_reference
+from cedm_ray.evaluation.scores import Measure, choose, network_of
+from cedm_ray.features.extractors import Extractor, absolute_spec
+from cedm_ray.metrics.uncertainty import SeedSets
 from cedm_ray.search.model import TrainedModel, find_model
-from cedm_ray.search.references import Moments, Reference, files_reference, is_moments, study_reference
 from cedm_ray.search.results import UNCONDITIONAL, Show
-from cedm_ray.search.scores import Measure, choose, network_of
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
