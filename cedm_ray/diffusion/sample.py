@@ -123,7 +123,38 @@ def sample(
     guide: nn.Module | None = None,
     device: torch.device | str,
 ) -> Iterator[np.ndarray]:
-    """Generate one image per seed, in the seeds' order, in batches uint8 [B, 3, S, S].
+    """Generate one image per seed, in the seeds' order, in batches uint8 [B, 3, S, S] of NumPy.
+
+    The arguments are those of `sample_on_device`.
+    """
+    on_device = sample_on_device(
+        denoiser,
+        seeds,
+        config=config,
+        image_size=image_size,
+        counts=counts,
+        classes=classes,
+        features=features,
+        guide=guide,
+        device=device,
+    )
+    for images in on_device:
+        yield images.cpu().numpy()
+
+
+def sample_on_device(
+    denoiser: nn.Module,
+    seeds: Sequence[int],
+    *,
+    config: SampleConfig,
+    image_size: int,
+    counts: np.ndarray | None = None,
+    classes: Sequence[int] | int | None = None,
+    features: np.ndarray | None = None,
+    guide: nn.Module | None = None,
+    device: torch.device | str,
+) -> Iterator[Tensor]:
+    """Generate one image per seed, in the seeds' order, in batches uint8 [B, 3, S, S] that stay on the device.
 
     denoiser: a `Denoiser` on `device` in eval mode. seeds: integers in [0, 2^32). For a network with K classes give
     either counts, int64 [K], to draw conditions in their proportion, or classes, one for each seed or one for all
@@ -153,7 +184,7 @@ def sample_with_classes(
     _check(denoiser, seeds, counts, None, None)
     about = {"config": config, "image_size": image_size, "device": torch.device(device)}
     for images, conditions in _batches(guided(denoiser, config.guidance, guide), seeds, None, counts, **about):
-        yield images, conditions.numpy()
+        yield images.cpu().numpy(), conditions.numpy()
 
 
 def _batches(
@@ -165,8 +196,11 @@ def _batches(
     config: SampleConfig,
     image_size: int,
     device: torch.device,
-) -> Iterator[tuple[np.ndarray, Tensor | None]]:
-    """Images uint8 [B, 3, S, S] and their conditions; chosen: those of all images, [n] or [n, D], or None."""
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Images uint8 [B, 3, S, S] on the device, and their conditions.
+
+    chosen: the conditions of all images, [n] or [n, D], or None.
+    """
     starts = range(0, len(seeds), config.batch_size)
 
     def drawn(start: int) -> tuple[list[torch.Generator], Tensor, Tensor | None]:
@@ -190,7 +224,6 @@ def _batches(
             if start != starts[-1]:
                 # Before the images are asked for, because a GPU is still at work on them.
                 following = drawn(start + config.batch_size)
-            images = images.cpu().numpy()
         yield images, conditions
 
 

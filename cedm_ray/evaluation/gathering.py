@@ -87,8 +87,8 @@ class ModelImages:
     first_seed: int
     batch_size: int
 
-    def batches(self, positions: Sequence[int], opened) -> Iterator[np.ndarray]:
-        yield from opened.sample(
+    def batches(self, positions: Sequence[int], opened) -> Iterator[torch.Tensor]:
+        yield from opened.sample_on_device(
             [self.first_seed + position for position in positions],
             config=opened.meaning.sampling.model_copy(update={"batch_size": self.batch_size}),
         )

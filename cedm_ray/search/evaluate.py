@@ -46,25 +46,23 @@ CPU_IMAGES = 64
 was seen to take up to a third longer for 256."""
 
 
-def features_of(extractor: Extractor, pixels: np.ndarray) -> torch.Tensor:
-    """Features of uint8 images [B, 3, S, S], float32 [B, D] on the extractor's device.
+def features_of(extractor: Extractor, pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Features of uint8 images [B, 3, S, S], float32 [B, D] on the extractor's device, where a model's images are too.
 
     Convolutions are faster with the channels last, on tensor cores and (measured, by 1.2 to 1.5) on a CPU.
     """
     # A copy, because torch does not take the read-only memory of an image set.
-    images = torch.from_numpy(np.array(pixels)).to(extractor.device)
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = pixels if isinstance(pixels, torch.Tensor) else torch.from_numpy(np.array(pixels))
+    images = images.to(extractor.device).contiguous(memory_format=torch.channels_last)
     if images.device.type != "cpu" or len(images) <= CPU_IMAGES:
         return extractor(images)
     return torch.cat([extractor(part) for part in images.split(CPU_IMAGES)])
 
 
-def image_statistics(batches: Iterable[np.ndarray], extractor: Extractor) -> FeatureStatistics:
+def image_statistics(batches: Iterable[np.ndarray | torch.Tensor], extractor: Extractor) -> FeatureStatistics:
     """Statistics of the features of uint8 batches [B, 3, S, S], added up as they come; no image is kept."""
-    total = FeatureStatistics.empty(extractor.dim, extractor.device)
-    for batch in batches:
-        total = total + FeatureStatistics.of(features_of(extractor, batch))
-    return total
+    features = (features_of(extractor, batch) for batch in batches)
+    return FeatureStatistics.over(features, extractor.dim, extractor.device)
 
 
 def training_batches(images: ImageSet, batch_size: int) -> Iterable[np.ndarray]:

@@ -19,7 +19,7 @@ from pydantic import Field
 from cedm_ray import durable
 from cedm_ray.config import Config
 from cedm_ray.diffusion.edm import Denoiser, EDMConfig
-from cedm_ray.diffusion.sample import SampleConfig, sample
+from cedm_ray.diffusion.sample import SampleConfig, sample_on_device
 from cedm_ray.diffusion.train import TrainState
 from cedm_ray.diffusion.unet import UNet, UNetConfig
 from cedm_ray.errors import ConfigurationError
@@ -127,13 +127,20 @@ class TrainedModel:
     def sample(
         self, seeds: Sequence[int], *, classes: Sequence[int] | None = None, config: SampleConfig | None = None
     ) -> Iterator[np.ndarray]:
-        """Images of the given seeds in order, uint8 [b, 3, S, S] a batch.
+        """Images of the given seeds in order, uint8 [b, 3, S, S] a batch, of NumPy; else as `sample_on_device`."""
+        for images in self.sample_on_device(seeds, classes=classes, config=config):
+            yield images.cpu().numpy()
+
+    def sample_on_device(
+        self, seeds: Sequence[int], *, classes: Sequence[int] | None = None, config: SampleConfig | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Images of the given seeds in order, uint8 [b, 3, S, S] a batch, on the model's device.
 
         classes: class of every image, [len(seeds)], each in [0, K); None draws them from q(c), each by its own seed.
         config: None = the sampler that the model was evaluated with.
         """
         drawn = classes is None and self.meaning.counts
-        return sample(
+        return sample_on_device(
             self.denoiser,
             seeds,
             config=config or self.meaning.sampling,

@@ -16,7 +16,7 @@ from cedm_ray.clustering.assignment import ClusterAssignment
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.data.order import TrainingOrder
 from cedm_ray.diffusion.augment import NUM_LABELS
-from cedm_ray.diffusion.sample import sample
+from cedm_ray.diffusion.sample import sample_on_device
 from cedm_ray.diffusion.train import DivergedError, TrainProgress, TrainState, train
 from cedm_ray.errors import InputDataError, IntegrityError
 from cedm_ray.features.extractors import Extractor
@@ -118,7 +118,7 @@ def _measure(
     space: SearchSpace, state: TrainState, meaning: Meaning, detector: Extractor, reference: ReferenceFactor
 ) -> tuple[float, bool]:
     """The distance of the averaged model's images to the training images, and whether they are all alike."""
-    batches = sample(
+    batches = sample_on_device(
         state.ema,
         own_share(space.evaluation.seeds),
         config=space.rung_sampling,
