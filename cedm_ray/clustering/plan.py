@@ -4,6 +4,7 @@ Shapes: N images, D feature width, m neighbors, R rows of a step (two for each p
 W hidden width, K bottleneck width, H heads, G heads of a group, C clusters.
 """
 
+import math
 from dataclasses import dataclass
 
 from cedm_ray.clustering.recipe import TemiConfig
@@ -51,9 +52,9 @@ def plan_work(batch: int, in_features: int, num_clusters: int, config: TemiConfi
         size = _work_bytes(rows, tile_rows, 1, keep_logits, in_features, num_clusters, config)
         if size <= budget:
             return WorkPlan(head_group=1, tile_rows=tile_rows, keep_logits=keep_logits, work_bytes=size)
-    raise ValueError(
-        f"memory_budget_gib must be at least {size / _GIB:.3g} for C = {num_clusters}, got {config.memory_budget_gib}"
-    )
+    smallest = _rounded_up(size / _GIB)
+    got = config.memory_budget_gib
+    raise ValueError(f"memory_budget_gib must be at least {smallest} for C = {num_clusters}, got {got}")
 
 
 def peak_bytes(num_images: int, in_features: int, num_clusters: int, config: TemiConfig, *, device_type: str) -> int:
@@ -74,6 +75,12 @@ def peak_bytes(num_images: int, in_features: int, num_clusters: int, config: Tem
 def assignment_rows(num_clusters: int) -> int:
     """Rows that a head is applied to at once when it assigns the images."""
     return max(1, min(ASSIGNMENT_ROWS, _ASSIGNMENT_LOGITS // num_clusters))
+
+
+def _rounded_up(gib: float) -> str:
+    """Three digits, and not less than it is."""
+    step = 10.0 ** (math.floor(math.log10(gib)) - 2)
+    return f"{math.ceil(gib / step) * step:.3g}"
 
 
 def _head_size(in_features: int, num_clusters: int, config: TemiConfig) -> int:

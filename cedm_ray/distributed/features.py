@@ -24,9 +24,14 @@ class _ExtractionWorker:
     """One copy of the extractor. It answers how far it is while it works."""
 
     def __init__(self, images: str, config: dict[str, Any], gpus: float) -> None:
-        self.images = open_image_set(Path(images))
-        self.extractor = _open(FeaturesConfig.model_validate(config), self.images, choose_device(gpus))
+        self.place, self.config, self.gpus = Path(images), FeaturesConfig.model_validate(config), gpus
         self.rows = 0
+
+    def open(self) -> int:
+        """Open everything. Not when the actor is made, where Ray would make its own of an error of ours."""
+        self.images = open_image_set(self.place)
+        self.extractor = _open(self.config, self.images, choose_device(self.gpus))
+        return 0
 
     def run(self, folder: str, index: int, batch_size: int, shard_rows: int) -> None:
         """Extract one shard."""
@@ -100,7 +105,7 @@ def _extract(
     workers: list[Any] = [_ExtractionWorker.options(num_cpus=1, num_gpus=gpus).remote(*arguments) for _ in range(count)]
     waiting = list(missing)
     shards: dict[Any, Any] = {}
-    questions = {worker.rows_done.remote(): worker for worker in workers}
+    questions = {worker.open.remote(): worker for worker in workers}
     rows: dict[Any, int] = {}
 
     def hand_shard_to(worker: Any) -> None:

@@ -18,14 +18,14 @@ from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.features import prepare_features
 from cedm_ray.distributed.nested import start_registry
-from cedm_ray.distributed.session import cluster_resources, get, gpu_bytes, ray_cluster
+from cedm_ray.distributed.session import cluster_resources, get, gpu_bytes, node_memory_bytes, ray_cluster
 from cedm_ray.distributed.tasks import choose_device, is_nested, located
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
-from cedm_ray.errors import ConfigurationError, TryAgainError
+from cedm_ray.errors import ConfigurationError, InputDataError, TryAgainError
 from cedm_ray.features.store import open_features
 from cedm_ray.search.agenda import Goal
-from cedm_ray.search.clusterings import read_labels
+from cedm_ray.search.clusterings import neighbors_features, read_labels
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import keep_model
@@ -109,7 +109,13 @@ def _prepare(study: Study, space: SearchSpace, images: ImageSet, show: Show) -> 
     """Features and neighbors, computed where they are missing. Returns the features' key."""
     with _timed(study, "features"):
         _, key = prepare_features(study, space, images, cluster_resources(), show)
-    if not study.neighbors.exists():
+    known = neighbors_features(study)
+    if known not in (None, key) and study.fits():
+        mend = "put back the features or weights that the study was begun with, or begin another study"
+        raise InputDataError(
+            f"{space.features.extractor} gives other features than {study.path} has fits of", mend=mend
+        )
+    if known != key:
         with _timed(study, "neighbors"):
             for notice in _on_a_gpu(_find_neighbors, str(study.path.absolute()), space, key):
                 show(notice)
@@ -120,14 +126,15 @@ def _run_tasks(
     study: Study, space: SearchSpace, images: ImageSet, goal: Goal, show: Show, labels: np.ndarray | None
 ) -> None:
     """One Tune experiment that runs whatever the driver asks for, until it asks for nothing more."""
-    one_gpu = gpu_bytes()
+    # Asked of a GPU only where a fit's share of it is to be found.
+    one_gpu = gpu_bytes() if space.resources.fit.gpus is None else None
     driver = Driver(
         study=study,
         space=space,
         goal=goal,
         images=images,
         # Asked again for every task, because a cluster grows and shrinks.
-        cluster=lambda: Cluster(total=cluster_resources(), gpu_bytes=one_gpu),
+        cluster=lambda: Cluster(total=cluster_resources(), node_memory_bytes=node_memory_bytes(), gpu_bytes=one_gpu),
         show=show,
         labels=labels,
     )

@@ -77,6 +77,12 @@ def cluster_resources() -> Resources:
     )
 
 
+def node_memory_bytes() -> float:
+    """Host memory of the cluster's largest machine, as far as Ray gives it to tasks; infinity where it does not say."""
+    found = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    return max(found, default=0.0) or float("inf")
+
+
 def gpu_bytes() -> int | None:
     """Memory of one of the cluster's GPUs; None where it has none, or none that torch can use."""
     if not cluster_resources().gpus:

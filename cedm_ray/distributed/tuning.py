@@ -47,7 +47,9 @@ class DriverSearcher(_Unpickled, Searcher):
         self.names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        found = self.driver.next_task()
+        found = None
+        with _errors_end(self.driver):
+            found = self.driver.next_task()
         if found is None:
             return Searcher.FINISHED if self.driver.finished else None
         task, held = found

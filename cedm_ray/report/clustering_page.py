@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
 from cedm_ray.clustering.assignment import ClusterAssignment
 from cedm_ray.data.image_set import ImageSet
@@ -20,7 +21,7 @@ from cedm_ray.search.findings import BoundFindings
 from cedm_ray.search.results import ClusteringSummary
 
 PER_ROW, MOST_ROWS = 12, 500
-_QUALITY = 90
+_QUALITY, _LARGEST_TILE = 90, 64
 
 
 def write_clustering_page(
@@ -81,6 +82,9 @@ def cluster_rows(assignment: ClusterAssignment) -> list[tuple[int, np.ndarray]]:
 
 def _strip(images: np.ndarray) -> str:
     """Images side by side as the address of an image that stands in the page: small, since there are hundreds."""
-    buffer = io.BytesIO()
-    figures.sample_grid(images, columns=PER_ROW).save(buffer, format="WEBP", quality=_QUALITY)
+    strip, buffer = figures.sample_grid(images, columns=PER_ROW), io.BytesIO()
+    if (size := images.shape[-1]) > _LARGEST_TILE:
+        share = _LARGEST_TILE / size
+        strip = strip.resize((round(strip.width * share), round(strip.height * share)), Image.Resampling.LANCZOS)
+    strip.save(buffer, format="WEBP", quality=_QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

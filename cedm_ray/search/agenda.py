@@ -77,7 +77,7 @@ class Agenda:
             FitTask(num_clusters=num_clusters, repeat=repeat, lower=True)
             for num_clusters in lower.num_clusters
             for repeat in range(lower.repeats)
-            if num_clusters <= num_images
+            if num_clusters <= num_images and goal.kind == "bound"
         )
         self._grid, self._seed = grid, seed
         self._fitted: dict[int, dict[int, int]] = {}

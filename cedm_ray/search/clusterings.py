@@ -47,10 +47,15 @@ def fitted(study: Study, task: FitTask) -> ClusterAssignment:
 
 def features_shape(study: Study) -> tuple[int, int] | None:
     """(N, D) of the features that are clustered; None where they are not there yet."""
+    key = neighbors_features(study)
+    return None if key is None else open_features(study.features(key)).shape
+
+
+def neighbors_features(study: Study) -> str | None:
+    """The key of the features that the study's neighbors were found in; None where they are not there yet."""
     if not study.neighbors.exists():
         return None
-    _, provenance = durable.read_tensors(study.neighbors)
-    return open_features(study.features(provenance["features"])).shape
+    return durable.read_tensors(study.neighbors)[1]["features"]
 
 
 def summarize(

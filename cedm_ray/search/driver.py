@@ -94,7 +94,7 @@ class Driver:
         task = self.agenda.ask(free_fits=free_fits, free_trials=free_trials)
         held = None if task is None else needs(self.space, task, cluster, self._features_shape)
         if isinstance(task, FitTask) and not free.room_for(held):
-            # The fits that follow are larger still; a trial may fit all the same.
+            # It is the most urgent one, and what it waits for must not go to others; a trial takes no memory from it.
             self.agenda.forget(task)
             task = self.agenda.ask(free_fits=0, free_trials=free_trials)
             held = trial

@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from cedm_ray import durable
 from cedm_ray.clustering.bound import BoundResult
 from cedm_ray.clustering.lower_bound import LowerBoundResult
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.features.store import open_features
 from cedm_ray.metrics.agreement import knn_accuracy
 from cedm_ray.search.agenda import FitTask, Goal
-from cedm_ray.search.clusterings import Clustering, fit_summary, fitted, read_labels
+from cedm_ray.search.clusterings import Clustering, fit_summary, fitted, neighbors_features, read_labels
 from cedm_ray.search.outcome import restore
 from cedm_ray.search.results import ClusteringSummary
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
+
+_VOTES = 20
+"""Neighbors that vote, as in the paper's Table 3."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +28,15 @@ class BoundFindings:
     """What the search for the bound found out.
 
     lower: None where no fit with gamma = 1 is done. clusterings: every fit that counts, by C, those with gamma = 1
-    last. knn_accuracy: share of the labels, in [0, 1], that a vote of 20 neighbors in the features gets right, without
-    the image itself; None without labels.
+    last. ahead: fits that were asked ahead and that the search, one question at a time, never came to: they count for
+    nothing. knn_accuracy: share of the labels, in [0, 1], that a vote of 20 neighbors in the features gets right,
+    without the image itself; None without labels.
     """
 
     bound: BoundResult
     lower: LowerBoundResult | None
     clusterings: tuple[Clustering, ...]
+    ahead: tuple[ClusteringSummary, ...]
     knn_accuracy: float | None
 
     @property
@@ -41,22 +45,31 @@ class BoundFindings:
         at_bound = (c for c in self.clusterings if c.summary.num_clusters == self.bound.c_max)
         return next(at_bound, None)
 
+    @property
+    def passed_ahead(self) -> tuple[int, ...]:
+        """The C above C_max that pass and do not count, ascending."""
+        c_max = self.bound.c_max or 0
+        return tuple(sorted({s.num_clusters for s in self.ahead if s.passed and s.num_clusters > c_max}))
+
 
 def bound_findings(study: Study, space: SearchSpace, images: ImageSet, labels: str | None) -> BoundFindings:
     """The findings of a study whose bound is known, from its records. labels: as `read_labels`."""
     truth = read_labels(labels, images)
     agenda, _ = restore(study, space, len(images), Goal(kind="bound"))
     counted = {point.num_clusters for point in agenda.bound.points}
-    clusterings = []
+    clusterings, ahead = [], []
     for fit in sorted(study.fits().values(), key=lambda fit: (fit.lower, fit.num_clusters, fit.repeat)):
+        task = FitTask(num_clusters=fit.num_clusters, repeat=fit.repeat, lower=fit.lower)
+        summary = fit_summary(study, space, task, fit.seconds, truth)
         if fit.lower or (fit.num_clusters in counted and fit.repeat < space.bound.repeats):
-            task = FitTask(num_clusters=fit.num_clusters, repeat=fit.repeat, lower=fit.lower)
-            summary = fit_summary(study, space, task, fit.seconds, truth)
             clusterings.append(Clustering(summary=summary, assignment=fitted(study, task)))
+        else:
+            ahead.append(summary)
     return BoundFindings(
         bound=agenda.bound,
         lower=agenda.lower,
         clusterings=tuple(clusterings),
+        ahead=tuple(ahead),
         knn_accuracy=None if truth is None else _knn_accuracy(study, truth),
     )
 
@@ -69,6 +82,7 @@ def bound_json(findings: BoundFindings) -> dict[str, Any]:
         "lower": None if findings.lower is None else dataclasses.asdict(findings.lower),
         "knn_accuracy": findings.knn_accuracy,
         "clusterings": lines,
+        "ahead": [summary_json(summary) for summary in findings.ahead],
     }
 
 
@@ -78,6 +92,5 @@ def summary_json(summary: ClusteringSummary) -> dict[str, Any]:
 
 
 def _knn_accuracy(study: Study, labels: np.ndarray) -> float:
-    _, provenance = durable.read_tensors(study.neighbors)
-    features = np.array(open_features(study.features(provenance["features"])))
-    return knn_accuracy(torch.from_numpy(features), labels)
+    features = np.array(open_features(study.features(neighbors_features(study))))
+    return knn_accuracy(torch.from_numpy(features), labels, k=min(_VOTES, len(features) - 1))

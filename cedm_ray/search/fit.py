@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import numpy as np
+import torch
 
 from cedm_ray import durable
 from cedm_ray.clustering.pairs import TemiData, load_temi_data
@@ -42,7 +44,8 @@ def run_fit(study: Study, space: SearchSpace, task: FitTask, *, device: str) -> 
     )
     head = {f"head.{name}": array for name, array in fit.head.items()}
     tensors = {"labels": fit.assignment.labels, "head_losses": fit.head_losses, **head}
-    about = {"method": fit.assignment.method, **fit.assignment.provenance, **provenance}
+    made_by = {"cedm_ray": version("cedm-ray"), "torch": torch.__version__, "device": torch.device(device).type}
+    about = {"method": fit.assignment.method, **fit.assignment.provenance, **provenance, **made_by}
     study.write_fit(record, task.name, tensors, about)
 
 

@@ -9,12 +9,15 @@ import math
 from dataclasses import dataclass
 
 from cedm_ray.clustering.plan import peak_bytes
+from cedm_ray.errors import ConfigurationError
 from cedm_ray.search.agenda import FitTask, Task
 from cedm_ray.search.space import SearchSpace
 
 GIB = 2**30
 _PROCESS_BYTES = GIB // 2
 """What a process takes for Python, torch and Ray before it does anything; 0.4 GiB were seen."""
+_GPU_MARGIN = 1.15
+"""For the context, workspaces and fragments of a GPU, which are in no prediction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +43,14 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """A cluster as packing sees it. total: all that it holds. gpu_bytes: memory of one GPU, None where there is none or
-    it is not known."""
+    """A cluster as packing sees it.
+
+    total: all that it holds. node_memory_bytes: host memory of its largest machine, which is the most that one task can
+    have. gpu_bytes: memory of one GPU, None where there is none or it is not known.
+    """
 
     total: Resources
+    node_memory_bytes: float = float("inf")
     gpu_bytes: int | None = None
 
 
@@ -52,7 +59,8 @@ def needs(space: SearchSpace, task: Task, cluster: Cluster, features_shape: tupl
 
     features_shape: (N, D) of the features that are clustered; None where they are not there yet, and then no memory is
     counted. A fit on a GPU holds at least the share that the space says, and more where its memory needs more; one that
-    alone needs more than there is holds all of it and runs alone.
+    alone needs more than the largest machine has holds all of that and runs alone. Raises ConfigurationError where the
+    space's memory budget is too small for the fit.
     """
     if not isinstance(task, FitTask):
         trial = space.resources.trial
@@ -63,13 +71,17 @@ def needs(space: SearchSpace, task: Task, cluster: Cluster, features_shape: tupl
     if features_shape is None:
         return Resources(cpus=fit.cpus, gpus=gpus)
     device_type = "cuda" if gpus else "cpu"
-    predicted = peak_bytes(*features_shape, task.num_clusters, space.clustering, device_type=device_type)
+    try:
+        predicted = peak_bytes(*features_shape, task.num_clusters, space.clustering, device_type=device_type)
+    except ValueError as error:
+        raise ConfigurationError(f"clustering: {error}", mend="raise clustering.memory_budget_gib to that") from None
     if not gpus:
         memory = _rounded_up(predicted + _PROCESS_BYTES)
-        return Resources(cpus=fit.cpus, gpus=0.0, memory_bytes=min(memory, cluster.total.memory_bytes))
+        most = min(cluster.node_memory_bytes, cluster.total.memory_bytes)
+        return Resources(cpus=fit.cpus, gpus=0.0, memory_bytes=min(memory, most))
     if fit.gpus is None and cluster.gpu_bytes:
         # In quarters, of which a GPU has a whole number.
-        gpus = min(1.0, max(gpus, math.ceil(4 * predicted / cluster.gpu_bytes) / 4))
+        gpus = min(1.0, max(gpus, math.ceil(4 * _GPU_MARGIN * predicted / cluster.gpu_bytes) / 4))
     return Resources(cpus=fit.cpus, gpus=gpus)
 
 

@@ -104,7 +104,9 @@ class SearchSpace(Config):
         is computed at once, and the name of a preset whose values are kept) and the place of the images, whose content
         has a digest of its own."""
         plain = self.model_dump(mode="json")
-        del plain["resources"], plain["checkpoints"], plain["images"]["source"]
+        del plain["resources"], plain["checkpoints"], plain["images"]["source"], plain["features"]["batch_size"]
+        # What the lower end and k-means find says itself how it was found.
+        del plain["lower_bound"], plain["kmeans"]
         for key in ("preset", "head_group", "memory_budget_gib", "compile"):
             del plain["clustering"][key]
         del plain["training"]["microbatch"], plain["sampling"]["batch_size"]

@@ -55,6 +55,9 @@ def bound(
         if findings.knn_accuracy is not None:
             click.echo(f"{100 * findings.knn_accuracy:.2f} % of the labels by a vote of 20 neighbors in the features")
         click.echo(findings.bound.reason)
+        if findings.passed_ahead:
+            sizes = ", ".join(map(str, findings.passed_ahead))
+            click.echo(f"C = {sizes} passes too, but was asked ahead: one question at a time the search ends below it")
         if findings.lower is not None:
             click.echo(findings.lower.reason)
         click.echo(f"Page: {place.bound_page.absolute()}")
@@ -99,7 +102,7 @@ def cluster(
     wanted = Wanted.parse(method, sizes, classes=classes, clip_weights=clip_weights, labels=labels)
     table = None if as_json else ClusteringTable()
     with Display(quiet=quiet, table=table) as show:
-        found, clusterings = run_clusterings(place, read, wanted, address=address, show=show)
+        found, clusterings, failures = run_clusterings(place, read, wanted, address=address, show=show)
     for clustering in clusterings:
         files = publish_clustering(place, found, clustering)
         if table is not None:
@@ -108,3 +111,5 @@ def cluster(
                 click.echo(f"  {path.absolute()}")
     if as_json:
         click.echo(json.dumps([summary_json(clustering.summary) for clustering in clusterings], indent=2))
+    for task, text in failures.items():
+        raise NoUsableResultError(f"{task} failed: {text}", mend=place.how_to_retry(task))

@@ -33,6 +33,7 @@ def findings(truth=None, c_max=5):
         bound=bound,
         lower=lower_bound({9: [3, 4]}),
         clusterings=(Clustering(summary=summary, assignment=ASSIGNMENT),),
+        ahead=(),
         knn_accuracy=None if truth is None else 0.875,
     )
 

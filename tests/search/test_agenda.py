@@ -336,6 +336,11 @@ def test_the_lower_end_is_fitted_after_the_bounds_own_fits_and_reported_with_its
     assert plan.lower.deviation == pytest.approx(1 / 3**0.5)
 
 
+def test_a_search_asks_for_no_lower_end():
+    asked = work_off(agenda("search", lower=LOWER), lambda c, r: min(c, 7), free_fits=2, rng=random.Random(0))
+    assert not any(isinstance(task, FitTask) and task.lower for task in asked)
+
+
 def test_the_lower_end_may_fail_or_not_fit_the_images_and_the_search_goes_on():
     plan = agenda("bound", lower=LOWER, num_images=60)
     plan.tell_end("c00050-lower-r1")

@@ -1,17 +1,18 @@
 """The driver: it never hands out more than the cluster holds, and it tells what is fatal from what is data."""
 
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from cedm_ray import durable
-from cedm_ray.data.image_set import ImageSet
+from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.errors import ConfigurationError, IntegrityError, NoUsableResultError, StorageError
 from cedm_ray.search.agenda import FitTask, Goal, TrainTask
 from cedm_ray.search.driver import Driver
+from cedm_ray.search.packing import GIB, Resources
 from cedm_ray.search.packing import Cluster as Hardware
-from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import UNCONDITIONAL, Notice, Progress, TrialReport
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
@@ -93,6 +94,40 @@ class Cluster:
     @property
     def notices(self):
         return [event.text for event in self.shown if isinstance(event, Notice)]
+
+
+def test_a_fit_that_nothing_waits_for_any_more_is_needless_and_said_to_be(tmp_path):
+    space = space_of(resources={"fit": {"at_once": 4}})
+    cluster = Cluster(tmp_path, space, goal=Goal(kind="bound"))
+    assert [task.num_clusters for task in cluster.start_all()] == [4, 8, 16, 32]
+    cluster.end_fit(4, 4)
+    assert not cluster.driver.needless("c00032-r0")
+    cluster.end_fit(8, 3)
+    assert cluster.driver.needless("c00016-r0")
+    assert cluster.driver.needless("c00032-r0")
+    cluster.driver.end("c00032-r0")
+    assert cluster.notices[-1] == "c00032-r0 was not needed any more"
+    assert "c00032-r0" not in cluster.driver.live
+
+
+def test_a_fit_that_finds_no_memory_waits_and_a_trial_starts_all_the_same(tmp_path, prepared, tiny_space):
+    shutil.copytree(prepared.path, tmp_path / "study")
+    study = Study(tmp_path / "study")
+    total = Resources(cpus=8, gpus=0, memory_bytes=1.5 * GIB)
+    driver = Driver(
+        study=study,
+        space=tiny_space,
+        goal=Goal(kind="search"),
+        images=open_image_set(study.images),
+        cluster=lambda: Hardware(total=total, node_memory_bytes=total.memory_bytes),
+        show=lambda event: None,
+    )
+    # One fit holds a GiB, and half of one is left.
+    first, second, third = (driver.next_task() for _ in range(3))
+    assert isinstance(first[0], FitTask)
+    assert first[1].memory_bytes == GIB
+    assert second[0] == TrainTask(num_clusters=None)
+    assert third is None
 
 
 def test_cores_and_gpu_shares_handed_out_never_exceed_the_cluster(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,15 +13,12 @@ from cedm_ray.data.image_set import open_image_set
 from cedm_ray.features.store import open_features
 from cedm_ray.search.agenda import Goal
 from cedm_ray.search.findings import bound_findings, bound_json
+from cedm_ray.search.study import FitRecord, Study
 
 
 @pytest.fixture(scope="module")
 def with_lower_end(prepared, tiny_space, study_tools, tmp_path_factory):
     """A study whose goal was the bound, its lower end and two seeds of each."""
-    import shutil
-
-    from cedm_ray.search.study import Study
-
     study = Study(tmp_path_factory.mktemp("bound") / "study")
     shutil.copytree(prepared.path, study.path)
     lower = tiny_space.lower_bound.model_copy(update={"num_clusters": (20, 30), "repeats": 2})
@@ -39,6 +37,23 @@ def test_every_fit_that_counts_is_listed_and_the_largest_passing_one_is_the_boun
     for clustering in found.clusterings:
         assert clustering.assignment.num_used == clustering.summary.num_used
     assert found.knn_accuracy is None
+
+
+def test_fits_that_were_asked_ahead_and_never_needed_are_told_apart(with_lower_end, tmp_path):
+    study, space = with_lower_end
+    copy = Study(tmp_path / "study")
+    shutil.copytree(study.path, copy.path)
+    images = open_image_set(copy.images)
+    before = bound_findings(copy, space, images, None)
+    ahead = before.bound.c_max + 101
+    record = FitRecord(num_clusters=ahead, repeat=0, num_used=ahead, loss=0.0, seconds=1.0)
+    labels = (np.arange(300) % ahead).astype(np.int32)
+    copy.write_fit(record, f"c{ahead:05d}-r0", {"labels": labels}, {"method": "temi"})
+    found = bound_findings(copy, space, images, None)
+    assert found.bound == before.bound
+    assert [s.num_clusters for s in found.ahead] == [*(s.num_clusters for s in before.ahead), ahead]
+    assert ahead in found.passed_ahead
+    assert len(bound_json(found)["ahead"]) == len(found.ahead)
 
 
 def test_fits_of_the_lower_end_are_made_with_gamma_1_and_told_apart(with_lower_end):

@@ -3,6 +3,7 @@
 import pytest
 
 from cedm_ray.clustering.plan import peak_bytes
+from cedm_ray.errors import ConfigurationError
 from cedm_ray.search.agenda import FitTask, TrainTask
 from cedm_ray.search.packing import GIB, Cluster, Resources, needs
 from cedm_ray.search.space import SearchSpace
@@ -12,9 +13,10 @@ def space_of(**sections):
     return SearchSpace.model_validate({"name": "x", "images": {"source": "x"}, **sections})
 
 
-def cluster(gpus=0, gpu_gib=None, memory_gib=64):
+def cluster(gpus=0, gpu_gib=None, memory_gib=64, node_gib=64):
     total = Resources(cpus=64, gpus=gpus, memory_bytes=memory_gib * GIB)
-    return Cluster(total=total, gpu_bytes=None if gpu_gib is None else gpu_gib * GIB)
+    gpu_bytes = None if gpu_gib is None else gpu_gib * GIB
+    return Cluster(total=total, node_memory_bytes=node_gib * GIB, gpu_bytes=gpu_bytes)
 
 
 def fit(num_clusters):
@@ -83,6 +85,15 @@ def test_a_fit_on_a_cpu_holds_its_predicted_memory_in_few_sizes(num_clusters):
 def test_a_fit_that_needs_more_memory_than_there_is_takes_all_of_it():
     held = needs(space_of(), fit(10_000), cluster(memory_gib=3), SHAPE)
     assert held.memory_bytes == 3 * GIB
+    # Of several machines, the largest: no task lies on two.
+    held = needs(space_of(), fit(10_000), cluster(memory_gib=22, node_gib=3), SHAPE)
+    assert held.memory_bytes == 3 * GIB
+
+
+def test_a_memory_budget_that_is_too_small_is_the_spaces_fault():
+    space = space_of(clustering={"memory_budget_gib": 1e-6})
+    with pytest.raises(ConfigurationError, match="memory_budget_gib must be at least"):
+        needs(space, fit(100), cluster(), SHAPE)
 
 
 def test_the_share_of_a_gpu_grows_with_c_in_quarters_unless_the_space_says_it():
