@@ -16,7 +16,7 @@ import torch
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.evaluation.gathering import BATCH, MAX_ROWS, FileImages, Keep, Network, Runner, gather
 from cedm_ray.evaluation.references import Moments, all_features, training_features
-from cedm_ray.evaluation.requests import Plan, Request, settle
+from cedm_ray.evaluation.requests import Plan, Request, check_opened, settle
 from cedm_ray.evaluation.scores import Score, names, read_measurement
 from cedm_ray.evaluation.values import Material, difference, is_collapsed, values
 from cedm_ray.features.extractors import Extractor
@@ -36,6 +36,7 @@ def evaluate(request: Request, *, cache: Path, run: Runner, show: Show) -> dict[
     plan = settle(request, cache=cache, show=show)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     opened = {network: plan.open(network, device) for network in plan.keeps}
+    check_opened(plan, opened)
     key = plan.key(opened)
     if plan.model is not None and (known := plan.home.study.evaluation(plan.name, key)) is not None:
         return known

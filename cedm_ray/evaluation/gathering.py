@@ -155,10 +155,8 @@ class Work:
 
     @property
     def num_blocks(self) -> int:
-        """B: 20, but fewer where blocks would be small. All hold equally many images; those that are left over, fewer
-        than B, are a unit of their own."""
-        large = (number for number in BLOCKS if self.num_images // number >= SMALLEST_BLOCK)
-        return next(large, BLOCKS[-1] if self.num_images >= 2 * BLOCKS[-1] else 2)
+        """B. All blocks hold equally many images; those that are left over, fewer than B, are a unit of their own."""
+        return blocks_of(self.num_images)
 
     @property
     def units(self) -> list[tuple[int, int]]:
@@ -172,6 +170,12 @@ class Work:
         first, end = number * self.num_images, (number + 1) * self.num_images
         whole = end - self.num_images % self.num_blocks
         return range(whole, end) if block == self.num_blocks else range(first + block, whole, self.num_blocks)
+
+
+def blocks_of(num_images: int) -> int:
+    """B, the blocks of a set of n images: 20, but fewer where blocks would be small."""
+    large = (number for number in BLOCKS if num_images // number >= SMALLEST_BLOCK)
+    return next(large, BLOCKS[-1] if num_images >= 2 * BLOCKS[-1] else 2)
 
 
 def kept_rows(num_images: int, rows: int) -> np.ndarray:

@@ -4,6 +4,8 @@ A request leaves most things open; the study of the model, else that of the refe
 """
 
 import hashlib
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +23,13 @@ from cedm_ray.evaluation.gathering import (
     Network,
     Subject,
     Work,
+    blocks_of,
     open_network,
 )
 from cedm_ray.evaluation.references import Moments, Reference, files_reference, is_moments, study_reference
 from cedm_ray.evaluation.scores import Measure, choose, network_of
 from cedm_ray.features.extractors import Extractor, absolute_spec
+from cedm_ray.metrics.extrapolation import union_sizes
 from cedm_ray.metrics.uncertainty import SeedSets
 from cedm_ray.search.model import TrainedModel, find_model
 from cedm_ray.search.results import UNCONDITIONAL, Show
@@ -291,6 +295,28 @@ def _check_images(plan: Plan) -> None:
                 f"the images of {plan.name} have a side of {plan.image_size} pixels, those of {what} of {size}",
                 mend="bring them to one size first: a detector sees the difference in sharpness",
             )
+
+
+def check_opened(plan: Plan, opened: Mapping[Network, Extractor]) -> None:
+    """Refuse what only the opened networks can tell: too few images for a line over their number."""
+    for measure in plan.measures:
+        dim = opened[plan.networks[measure.word]].dim
+        if measure.kind != "infinity" or _makes_a_line(plan.num, dim):
+            continue
+        least = next(num for num in itertools.count(plan.num) if _makes_a_line(num, dim))
+        what = (
+            f"{measure.word} draws a line through sets of at least {2 * dim:,} images (twice the {dim:,} features of "
+        )
+        name = opened[plan.networks[measure.word]].name
+        raise ConfigurationError(
+            f"{what}{name}), for which {plan.num:,} images are too few",
+            mend=f"raise --num to {least}" if plan.model is not None else f"give at least {least:,} images",
+        )
+
+
+def _makes_a_line(num: int, dim: int) -> bool:
+    blocks = blocks_of(num)
+    return len(union_sizes(blocks, num // blocks, 2 * dim)) >= 2
 
 
 def _model_digest(model: TrainedModel | None) -> str | None:

@@ -114,6 +114,16 @@ def test_novelty_is_held_against_test_images(ask, done, sides):
     assert all(0 <= score["mean"] <= 1 for score in told["scores"] if not score["metric"].startswith("sim"))
 
 
+def test_too_few_images_for_a_line_are_refused_before_any_work(ask, sides, color_network, done):
+    # Unions of at least 2 x 16 images: 3 and 6 blocks of 11 are the first that are.
+    asked = {"metrics": ("fd_inf",), "sets": 1}
+    for num in (12, 65):
+        with pytest.raises(ConfigurationError, match="too few") as error:
+            ask(done.path, num=num, run=refuse, **asked)
+        assert error.value.mend == "raise --num to 66"
+    assert ask(done.path, num=66, **asked)["scores"][0]["metric"] == "FD[pixels]_inf"
+
+
 def test_images_all_alike_are_said_to_be(ask, sides, color_network, tmp_path):
     np.savez(tmp_path / "alike.npz", images=np.full((30, 3, 8, 8), 7, dtype=np.uint8))
     shown = []
