@@ -128,7 +128,7 @@ def _reference_keeps(plan: Plan) -> dict[Network, Keep]:
 
 def _training_features(plan: Plan, network: Network, extractor: Extractor, run: Runner, show: Show):
     """The features of all reference images, float32 [N, D]: those of a study are kept there."""
-    if plan.reference.fitted_on is None:
+    if plan.reference.image_set is None:
         return all_features(plan.reference, network, run, show)
     return training_features(plan.reference, extractor, show)
 

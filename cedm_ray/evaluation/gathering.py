@@ -206,8 +206,8 @@ def open_network(network: Network, work: Work, device: str) -> Extractor:
         images = open_image_set(Path(work.fitted_on))
     elif network.spec == "pixels":
         raise ConfigurationError(
-            "the detector pixels is fitted on the training images of a study, and the reference is none",
-            mend="give a study as --reference, or another --detector",
+            "the detector pixels is fitted on the training images of a study, and there is none",
+            mend="measure a study, or give one as --reference, or another --detector",
         )
     else:
         # A network takes nothing from it but the size of its images.

@@ -69,11 +69,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Home:
-    """The study whose settings hold where a request leaves them open."""
+    """The study whose settings hold where a request leaves them open, and on whose images `pixels` is fitted: that of
+    the model, else that of the reference."""
 
     study: Study
     space: SearchSpace
     images: ImageSet
+
+    @property
+    def folder(self) -> str:
+        """Of the image set."""
+        return str(self.study.images.absolute())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +153,9 @@ class Plan:
             num_images=num,
             networks=tuple(keeps),
             keeps=tuple(keeps.values()),
-            fitted_on=self.reference.fitted_on,
+            fitted_on=None if self.home is None else self.home.folder,
             image_size=self.image_size,
-            pixel_components=self.reference.pixel_components,
+            pixel_components=1 if self.home is None else self.home.space.features.pixel_components,
         )
 
     def open(self, network: Network, device: str) -> Extractor:
@@ -239,11 +245,10 @@ def _home(study: Study) -> Home:
 
 
 def _reference(request: Request, compared: Study, home: Home | None, cache: Path) -> Reference | Moments:
+    fit = {} if home is None else {"fitted_on": home.folder, "pixel_components": home.space.features.pixel_components}
     if compared.exists:
-        own = home if home is not None and home.study == compared else _home(compared)
-        features = own.space.features
-        components, batch_size = features.pixel_components, features.batch_size
-        return study_reference(compared, own.images, pixel_components=components, batch_size=batch_size)
+        own = home if home.study == compared else _home(compared)
+        return study_reference(compared, own.images, batch_size=own.space.features.batch_size, **fit)
     if request.reference is None:
         raise ConfigurationError(
             f"{request.source} is not a study, so there is nothing to compare its images with",
@@ -251,7 +256,7 @@ def _reference(request: Request, compared: Study, home: Home | None, cache: Path
         )
     if is_moments(request.reference):
         return Moments.open(request.reference)
-    return files_reference(_absolute(request.reference), cache, batch_size=BATCH)
+    return files_reference(_absolute(request.reference), cache, batch_size=BATCH, **fit)
 
 
 def _check_model(request: Request, kinds: set[str], model: TrainedModel | None) -> None:

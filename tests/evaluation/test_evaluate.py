@@ -3,13 +3,19 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
+from PIL import Image
 
+from cedm_ray.data.image_set import open_image_set
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.evaluation.evaluate import compare, evaluate
 from cedm_ray.evaluation.gathering import run_here
 from cedm_ray.evaluation.requests import Request
+from cedm_ray.features.extractors import open_extractor
 from cedm_ray.search.model import find_model
 from cedm_ray.search.results import UNCONDITIONAL, Notice
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
 
 
 def frechet(a, b):
@@ -122,6 +128,33 @@ def test_too_few_images_for_a_line_are_refused_before_any_work(ask, sides, color
             ask(done.path, num=num, run=refuse, **asked)
         assert error.value.mend == "raise --num to 66"
     assert ask(done.path, num=66, **asked)["scores"][0]["metric"] == "FD[pixels]_inf"
+
+
+@pytest.mark.parametrize("kind", ["files", "another study"])
+def test_pixels_are_those_of_the_models_own_study_whatever_the_reference(
+    ask, finished, tiny_space, study_tools, tmp_path, kind
+):
+    held_out = np.random.default_rng(5).integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "held_out.npz", images=held_out)
+    reference = tmp_path / "held_out.npz"
+    if kind == "another study":
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        for index, image in enumerate(held_out):
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index:02d}.png")
+        changes = {"images": {"source": str(folder)}, "features": {"extractor": "pixels", "pixel_components": 5}}
+        space = SearchSpace.model_validate(tiny_space.model_dump(mode="json") | changes)
+        reference = tmp_path / "other"
+        study_tools.prepare(Study(reference), space)
+    told = ask(finished.path, trial=UNCONDITIONAL, num=20, sets=1, reference=str(reference))
+    extractor = open_extractor("pixels", open_image_set(finished.images), pixel_components=16)
+    model = find_model(finished, UNCONDITIONAL, "cpu", lambda event: None)
+    mine, other = (
+        extractor(torch.from_numpy(side)).double().numpy()
+        for side in (np.concatenate(list(model.sample(range(20)))), held_out)
+    )
+    assert told["scores"][0]["mean"] == pytest.approx(frechet(mine, other), rel=1e-3)
+    assert told["scores"][0]["detector"] == extractor.key
 
 
 def test_images_all_alike_are_said_to_be(ask, sides, color_network, tmp_path):
