@@ -23,7 +23,7 @@ from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import frechet_reference
 from cedm_ray.metrics.measurement import Measurement
 from cedm_ray.metrics.measurement import difference as difference_of
-from cedm_ray.search.clustering_head import open_head
+from cedm_ray.search.clustering_head import ClusteringHead, check_extractor, open_head
 from cedm_ray.search.results import Notice, Show
 
 
@@ -37,10 +37,11 @@ def evaluate(request: Request, *, cache: Path, run: Runner, show: Show) -> dict[
     device = "cuda" if torch.cuda.is_available() else "cpu"
     opened = {network: plan.open(network, device) for network in plan.keeps}
     check_opened(plan, opened)
+    head = _head(plan, opened)
     key = plan.key(opened)
     if plan.model is not None and (known := plan.home.study.evaluation(plan.name, key)) is not None:
         return known
-    material = _gather(plan, opened, run, show)
+    material = _gather(plan, opened, head, run, show)
     told = _tell(plan, _scores(plan, opened, material), material)
     if told["collapsed"]:
         show(Notice(text=f"the images of {plan.name} are all alike: no number of them is a result"))
@@ -74,9 +75,21 @@ def compare(told: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[dict[st
     return found
 
 
-def _gather(plan: Plan, opened: dict[Network, Extractor], run: Runner, show: Show) -> Material:
+def _head(plan: Plan, opened: dict[Network, Extractor]) -> ClusteringHead | None:
+    """The head that msp is about, None where it is not asked for. Raises as `open_head`, and IntegrityError where the
+    extractor is not the one that it was fitted on."""
+    head = None
+    for network in _networks(plan, "msp"):
+        head = open_head(plan.home.study, plan.model.meaning.num_clusters)
+        check_extractor(head, plan.home.images, opened[network])
+    return head
+
+
+def _gather(
+    plan: Plan, opened: dict[Network, Extractor], head: ClusteringHead | None, run: Runner, show: Show
+) -> Material:
     """Put all images through their networks: the reference first, which may be on disk already."""
-    material = Material()
+    material = Material(head=head)
     for network, keep in _reference_keeps(plan).items():
         if isinstance(plan.reference, Moments):
             material.factors[network] = plan.reference.factor(opened[network])
@@ -88,8 +101,6 @@ def _gather(plan: Plan, opened: dict[Network, Extractor], run: Runner, show: Sho
     by_kind = {kind: _networks(plan, kind) for kind in ("unconditional", "auroc", "copies", "frechet")}
     for network in by_kind["auroc"] | by_kind["copies"]:
         material.training[network] = _training_features(plan, network, opened[network], run, show)
-    if _networks(plan, "msp"):
-        material.head = open_head(plan.home.study, plan.model.meaning.num_clusters)
     material.sets = _sets(plan, "samples", plan.subject, plan.keeps, run, show)
     if plan.unconditional is not None:
         subject = plan.images_of(plan.unconditional, plan.unconditional.meaning.trial)

@@ -309,12 +309,9 @@ def check_opened(plan: Plan, opened: Mapping[Network, Extractor]) -> None:
         if measure.kind != "infinity" or _makes_a_line(plan.num, dim):
             continue
         least = next(num for num in itertools.count(plan.num) if _makes_a_line(num, dim))
-        what = (
-            f"{measure.word} draws a line through sets of at least {2 * dim:,} images (twice the {dim:,} features of "
-        )
-        name = opened[plan.networks[measure.word]].name
         raise ConfigurationError(
-            f"{what}{name}), for which {plan.num:,} images are too few",
+            f"{plan.num:,} images a set are too few for {measure.word}, a line through numbers of images of at least "
+            f"twice the {dim:,} features",
             mend=f"raise --num to {least}" if plan.model is not None else f"give at least {least:,} images",
         )
 

@@ -6,8 +6,9 @@ import scipy.linalg
 import torch
 from PIL import Image
 
+from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
-from cedm_ray.errors import ConfigurationError
+from cedm_ray.errors import ConfigurationError, IntegrityError
 from cedm_ray.evaluation.evaluate import compare, evaluate
 from cedm_ray.evaluation.gathering import run_here
 from cedm_ray.evaluation.requests import Request
@@ -118,6 +119,14 @@ def test_novelty_is_held_against_test_images(ask, done, sides):
     names = [score["metric"] for score in told["scores"]]
     assert names == ["AUROC[pixels]", "memorized[pixels]", "similarity[pixels]", "memorized test[pixels]"]
     assert all(0 <= score["mean"] <= 1 for score in told["scores"] if not score["metric"].startswith("sim"))
+
+
+def test_confidence_is_refused_before_any_work_where_the_head_saw_other_features(ask, done):
+    settled = done.settled()
+    settled["features"]["pixel_components"] = 8
+    durable.replace_record(done.path / "space.json", settled)
+    with pytest.raises(IntegrityError, match="pixels is not what the clusters were fitted on"):
+        ask(done.path, num=16, metrics=("msp",), run=refuse)
 
 
 def test_too_few_images_for_a_line_are_refused_before_any_work(ask, sides, color_network, done):
