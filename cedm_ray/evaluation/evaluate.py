@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from cedm_ray.config import digest
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.evaluation.gathering import BATCH, MAX_ROWS, FileImages, Keep, Network, Runner, gather
 from cedm_ray.evaluation.references import Moments, all_features, training_features
-from cedm_ray.evaluation.requests import Plan, Request, check_opened, settle
-from cedm_ray.evaluation.scores import Score, names, read_measurement
+from cedm_ray.evaluation.requests import Plan, Request, check_opened, model_digest, settle
+from cedm_ray.evaluation.scores import Measure, Score, names, read_measurement
 from cedm_ray.evaluation.values import Material, difference, is_collapsed, values
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import frechet_reference
@@ -27,22 +28,28 @@ from cedm_ray.search.clustering_head import ClusteringHead, check_extractor, ope
 from cedm_ray.search.results import Notice, Show
 
 
-def evaluate(request: Request, *, cache: Path, run: Runner, show: Show) -> dict[str, Any]:
+def evaluate(
+    request: Request, *, cache: Path, run: Runner, show: Show, against: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Do what is asked for, or find it among the study's records. Returns plain values, see `_tell`.
 
     cache: the user's folder for statistics of references outside a study. run: does the work, here or on a cluster.
-    Raises ConfigurationError for a request that contradicts itself, InputDataError for images that cannot be used.
+    against: an earlier result that the new one is to be compared with; where it cannot be, that is said before any
+    work, as by `compare`. Raises ConfigurationError for a request that contradicts itself, InputDataError for images that cannot be used.
     """
     plan = settle(request, cache=cache, show=show)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     opened = {network: plan.open(network, device) for network in plan.keeps}
     check_opened(plan, opened)
     head = _head(plan, opened)
+    measurements = _measurements(plan, opened, head)
+    if against is not None:
+        compare({"scores": [one.to_json() for of_measure in measurements for one in of_measure]}, against)
     key = plan.key(opened)
     if plan.model is not None and (known := plan.home.study.evaluation(plan.name, key)) is not None:
         return known
     material = _gather(plan, opened, head, run, show)
-    told = _tell(plan, _scores(plan, opened, material), material)
+    told = _tell(plan, _scores(plan, opened, measurements, material), material)
     if told["collapsed"]:
         show(Notice(text=f"the images of {plan.name} are all alike: no number of them is a result"))
     if plan.model is not None:
@@ -144,24 +151,48 @@ def _training_features(plan: Plan, network: Network, extractor: Extractor, run: 
     return training_features(plan.reference, extractor, show)
 
 
-def _scores(plan: Plan, opened: dict[Network, Extractor], material: Material) -> list[Score]:
-    scores = []
-    for measure in plan.measures:
-        network = plan.networks[measure.word]
-        columns = values(measure, network, material)
-        for name, column in zip(names(measure, network, with_test=plan.test is not None), columns, strict=True):
-            errors = tuple(error for _, error in column)
-            measurement = Measurement(
+def _measurements(plan: Plan, opened: dict[Network, Extractor], head: ClusteringHead | None) -> list[list[Measurement]]:
+    """Of each measure its measurements as they will be, with zeros for the values that are not known yet."""
+    return [
+        [
+            Measurement(
                 metric=name,
-                detector=opened[network].key,
+                detector=opened[plan.networks[measure.word]].key,
                 num_samples=plan.num,
-                reference="" if measure.kind in ("inception", "msp") else plan.reference.digest,
-                values=tuple(value for value, _ in column),
+                reference=_compared_with(plan, measure, name, head),
+                values=(0.0,) * plan.sets,
                 seeds=plan.seeds,
             )
+            for name in names(measure, plan.networks[measure.word], with_test=plan.test is not None)
+        ]
+        for measure in plan.measures
+    ]
+
+
+def _compared_with(plan: Plan, measure: Measure, name: str, head: ClusteringHead | None) -> str:
+    """The digest of all that a number depends on besides the images, their detector and their count."""
+    if measure.kind == "inception":
+        return ""
+    if measure.kind == "unconditional":
+        return model_digest(plan.unconditional)
+    if measure.kind == "msp":
+        return digest({"features": head.features_key, "clusters": plan.model.meaning.num_clusters})
+    if measure.kind == "auroc" or name.startswith("memorized test"):
+        return digest({"training": plan.reference.digest, "test": plan.test.fingerprint})
+    return plan.reference.digest
+
+
+def _scores(
+    plan: Plan, opened: dict[Network, Extractor], measurements: list[list[Measurement]], material: Material
+) -> list[Score]:
+    scores = []
+    for measure, expected in zip(plan.measures, measurements, strict=True):
+        network = plan.networks[measure.word]
+        for measurement, column in zip(expected, values(measure, network, material), strict=True):
+            errors = tuple(error for _, error in column)
             scores.append(
                 Score(
-                    measurement=measurement,
+                    measurement=dataclasses.replace(measurement, values=tuple(value for value, _ in column)),
                     network=opened[network].name,
                     errors=None if None in errors else errors,
                     images=min(plan.num, measure.keep.rows or plan.num),

@@ -40,7 +40,7 @@ SETS = 3
 """Disjoint sets of seeds that a model is measured on unless told otherwise, as the paper does."""
 
 DEFAULT_DETECTOR = "inception"
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ class Plan:
         return digest(
             {
                 "schema": _SCHEMA,
-                "models": [_model_digest(model) for model in (self.model, self.versus, self.unconditional)],
+                "models": [model_digest(model) for model in (self.model, self.versus, self.unconditional)],
                 "seeds": [self.first_seed if self.home else 0, self.num, self.sets],
                 "reference": self.reference.digest,
                 "test": None if self.test is None else self.test.fingerprint,
@@ -321,7 +321,7 @@ def _makes_a_line(num: int, dim: int) -> bool:
     return len(union_sizes(blocks, num // blocks, 2 * dim)) >= 2
 
 
-def _model_digest(model: TrainedModel | None) -> str | None:
+def model_digest(model: TrainedModel | None) -> str | None:
     """SHA-256 (hex) over what a model samples from."""
     if model is None:
         return None

@@ -86,7 +86,7 @@ def evaluate(
         raise ConfigurationError("--metrics names none", mend="name them with commas between: --metrics fd,prdc")
     earlier = None if against is None else _read(against)
     with Display(quiet=quiet) as show, _runner(address) as run:
-        told = measure(request, cache=cache_folder(), run=run, show=show)
+        told = measure(request, cache=cache_folder(), run=run, show=show, against=earlier)
     study = Study(Path(source))
     told |= {
         "efficiency": efficiency(study, told["name"]) if study.exists else None,

@@ -30,8 +30,9 @@ def refuse(work, show):
 
 @pytest.fixture
 def ask(tmp_path):
-    def call(source, *, run=run_here, show=lambda event: None, **asked):
-        return evaluate(Request(source=str(source), **asked), cache=tmp_path / "cache", run=run, show=show)
+    def call(source, *, run=run_here, show=lambda event: None, against=None, **asked):
+        request = Request(source=str(source), **asked)
+        return evaluate(request, cache=tmp_path / "cache", run=run, show=show, against=against)
 
     return call
 
@@ -127,6 +128,28 @@ def test_confidence_is_refused_before_any_work_where_the_head_saw_other_features
     durable.replace_record(done.path / "space.json", settled)
     with pytest.raises(IntegrityError, match="pixels is not what the clusters were fitted on"):
         ask(done.path, num=16, metrics=("msp",), run=refuse)
+
+
+def test_numbers_depend_on_what_they_are_about(ask, done, sides):
+    """The same words of another test set, another unconditional model or another C are other quantities."""
+    asked = {"num": 16, "sets": 1, "metrics": ("fd", "ufd", "auroc", "memorization", "msp")}
+    told = ask(done.path, test=str(sides[0]), **asked)
+    found = {score["metric"].partition("[")[0]: score["reference"] for score in told["scores"]}
+    training = told["reference"]["digest"]
+    assert found["FD"] == found["memorized"] == found["similarity"] == training
+    assert found["AUROC"] == found["memorized test"]
+    assert len({training, found["uFD"], found["AUROC"], found["MSP"]}) == 4
+    other = ask(done.path, test=sides[1], **asked)
+    with pytest.raises(ConfigurationError, match=r"AUROC\[pixels\]: .* differ in the reference set"):
+        compare(told, other)
+
+
+def test_what_does_not_compare_is_refused_before_any_work(ask, done):
+    earlier = ask(done.path, num=16, sets=2)
+    with pytest.raises(ConfigurationError, match=r"differ in the number of images \(18 and 16\)"):
+        ask(done.path, num=18, sets=2, run=refuse, against=earlier)
+    with pytest.raises(ConfigurationError, match="no metric is in both"):
+        ask(done.path, num=16, sets=2, metrics=("kd",), run=refuse, against=earlier)
 
 
 def test_too_few_images_for_a_line_are_refused_before_any_work(ask, sides, color_network, done):
