@@ -223,18 +223,32 @@ def _networks(
     request: Request, measures: tuple[Measure, ...], home: Home | None, *, detector: str, extractor: str
 ) -> dict[str, Network]:
     """The network of every measure, by its word, with the weights that were named or that the study's space names."""
-    named = {absolute_spec(word or detector): _absolute(file) for word, file in request.weights}
-    weights: dict[str, str] = {}
+    chosen = {"detector": absolute_spec(detector), "extractor": absolute_spec(extractor)}
+    # By role and not by word alone: the same word may be clustered by with one file and measured with another.
+    of_extractor: dict[str, str] = {}
+    of_detector: dict[str, str] = {}
     if home is not None:
         features, evaluation = home.space.features, home.space.evaluation
-        for spec, file in ((features.extractor, features.weights), (evaluation.detector, evaluation.weights)):
+        for own, spec, file in (
+            (of_extractor, features.extractor, features.weights),
+            (of_detector, evaluation.detector, evaluation.weights),
+        ):
             if file is not None:
-                weights[absolute_spec(spec)] = _absolute(str(file))
-    weights |= named
-    chosen = {"detector": absolute_spec(detector), "extractor": absolute_spec(extractor)}
-    networks = {measure.word: network_of(measure, **chosen, weights=weights) for measure in measures}
-    used = {"inception" if network.spec == PROBABILITIES else network.spec for network in networks.values()}
-    if unused := set(named) - used:
+                own[absolute_spec(spec)] = _absolute(str(file))
+    for word, file in request.weights:
+        of_detector[absolute_spec(word or detector)] = _absolute(file)
+        if word is not None:
+            of_extractor[absolute_spec(word)] = _absolute(file)
+    networks, used = {}, set()
+    for measure in measures:
+        by_extractor = measure.network == "extractor"
+        network = network_of(measure, **chosen, weights=of_extractor if by_extractor else of_detector)
+        networks[measure.word] = network
+        spec = "inception" if network.spec == PROBABILITIES else network.spec
+        # Under None what a file without a word is for.
+        used |= {(spec, spec)} if by_extractor else {(spec, spec), (None, spec)}
+    asked = {(word and absolute_spec(word), absolute_spec(word or detector)) for word, _ in request.weights}
+    if unused := {spec for _, spec in asked - used}:
         raise ConfigurationError(f"--weights names {', '.join(sorted(unused))}, which no metric asked for uses")
     return networks
 
