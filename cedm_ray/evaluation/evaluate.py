@@ -35,7 +35,8 @@ def evaluate(
 
     cache: the user's folder for statistics of references outside a study. run: does the work, here or on a cluster.
     against: an earlier result that the new one is to be compared with; where it cannot be, that is said before any
-    work, as by `compare`. Raises ConfigurationError for a request that contradicts itself, InputDataError for images that cannot be used.
+    work, as by `compare`.
+    Raises ConfigurationError for a request that contradicts itself, InputDataError for images that cannot be used.
     """
     plan = settle(request, cache=cache, show=show)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -205,8 +206,8 @@ def _tell(plan: Plan, scores: list[Score], material: Material) -> dict[str, Any]
     """The result in plain values.
 
     name, num_clusters, images_seen, sampling: of the model, the last three None for files. num_samples: images of each
-    set. seeds: first and last of each set. scores: see `Score.to_json`. differences: of each Fréchet distance to the
-    model beside it, with the ends of its interval; below 0 where this model is better. collapsed: whether the images
+    set. seeds: of each set, [first, end), as in the scores. scores: see `Score.to_json`. differences: of each Fréchet
+    distance to that of the model beside it, with the ends of its interval; below 0 where this model is better. collapsed: whether the images
     are all alike.
     """
     meaning = plan.model.meaning if plan.model is not None else None
@@ -216,7 +217,7 @@ def _tell(plan: Plan, scores: list[Score], material: Material) -> dict[str, Any]
         "images_seen": plan.model.images_seen if meaning else None,
         "sampling": meaning.sampling.model_dump(mode="json") if meaning else None,
         "num_samples": plan.num,
-        "seeds": None if plan.seeds is None else [[own[0], own[-1]] for own in plan.seeds],
+        "seeds": None if plan.seeds is None else [[own.start, own.stop] for own in plan.seeds],
         "reference": {"name": plan.reference.name, "digest": plan.reference.digest, "images": plan.reference.count},
         "scores": [score.to_json() for score in scores],
         "differences": _differences(plan, material),
@@ -233,6 +234,6 @@ def _differences(plan: Plan, material: Material) -> list[dict[str, Any]]:
             network = plan.networks[measure.word]
             (name,) = names(measure, network)
             one = difference(network, material)
-            about = {"metric": name, "versus": plan.versus.meaning.trial, "resolved": one.resolved}
+            about = {"metric": name, "versus": plan.request.versus, "resolved": one.resolved}
             found.append(about | {name: getattr(one, name) for name in ("value", "low", "high", "level")})
     return found

@@ -171,6 +171,7 @@ class Plan:
                 "seeds": [self.first_seed if self.home else 0, self.num, self.sets],
                 "reference": self.reference.digest,
                 "test": None if self.test is None else self.test.fingerprint,
+                "versus": self.request.versus,
                 "measures": [[measure.word, opened[self.networks[measure.word]].key] for measure in self.measures],
             }
         )

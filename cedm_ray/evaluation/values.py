@@ -18,7 +18,7 @@ from cedm_ray.metrics.frechet import ReferenceFactor, collapsed, frechet_distanc
 from cedm_ray.metrics.kernel import kernel_distance
 from cedm_ray.metrics.manifold import inception_score, manifold
 from cedm_ray.metrics.novelty import confidence, memorization, nearest_training, novelty_auroc
-from cedm_ray.metrics.uncertainty import Difference, bootstrap_difference
+from cedm_ray.metrics.uncertainty import Difference, bootstrap_mean_difference
 from cedm_ray.search.clustering_head import ClusteringHead
 
 Column = list[tuple[float, float | None]]
@@ -53,12 +53,9 @@ def values(measure: Measure, network: Network, material: Material) -> list[Colum
 
 
 def difference(network: Network, material: Material) -> Difference:
-    """The Fréchet distance less that of the model beside it, with its interval, over the blocks of all sets."""
-    mine, other = (
-        [block for summaries in sets for block in summaries[network].blocks]
-        for sets in (material.sets, material.versus)
-    )
-    return bootstrap_difference(mine, other, material.factors[network])
+    """The Fréchet distance less that of the model beside it, with its interval, as the mean over the sets."""
+    mine, other = ([summaries[network].blocks for summaries in sets] for sets in (material.sets, material.versus))
+    return bootstrap_mean_difference(mine, other, material.factors[network])
 
 
 def is_collapsed(network: Network, material: Material) -> bool:

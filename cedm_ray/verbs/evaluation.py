@@ -175,7 +175,7 @@ def _title(told: dict[str, Any]) -> str:
     against = f"against {images}{reference['name']}"
     if told["seeds"] is None:
         return f"{told['name']}, {told['num_samples']:,} images, {against}"
-    seeds = ", ".join(f"{first}-{last}" for first, last in told["seeds"])
+    seeds = ", ".join(f"{first}-{end - 1}" for first, end in told["seeds"])
     return f"{told['name']} at {told['images_seen']:,} images seen, seeds {seeds}, {against}"
 
 
