@@ -207,8 +207,8 @@ def _tell(plan: Plan, scores: list[Score], material: Material) -> dict[str, Any]
 
     name, num_clusters, images_seen, sampling: of the model, the last three None for files. num_samples: images of each
     set. seeds: of each set, [first, end), as in the scores. scores: see `Score.to_json`. differences: of each Fréchet
-    distance to that of the model beside it, with the ends of its interval; below 0 where this model is better. collapsed: whether the images
-    are all alike.
+    distance to that of the model beside it, with the ends of its interval; below 0 where this model is better.
+    collapsed: whether the images are all alike.
     """
     meaning = plan.model.meaning if plan.model is not None else None
     return {

@@ -288,7 +288,7 @@ class Summary:
 def gather(work: Work, run: Runner, show: Show) -> list[tuple[Summary, ...]]:
     """Do the work: for every set, one Summary a network. Parts are added as they come and not kept.
 
-    Raises what opening or reading raises, and ValueError for features that are not finite.
+    Raises what opening or reading raises, and InputDataError for features that are not finite.
     """
     found: list[tuple[Summary, ...]] = []
     parts = iter(run(work, show))

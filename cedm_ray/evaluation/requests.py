@@ -293,11 +293,21 @@ def _check_model(request: Request, kinds: set[str], model: TrainedModel | None) 
 
 
 def _check_images(plan: Plan) -> None:
-    """Refuse images that are too few or of another size, and a reference without images where a measure needs them."""
+    """Refuse images that are too few or of another size, seeds that there are not, stored features where a network is
+    needed, and a reference without images where a measure needs them."""
     in_blocks = plan.versus is not None or any(measure.keep.blocks for measure in plan.measures)
     if in_blocks and plan.num < 2 * BLOCKS[-1]:
         what = f"an extrapolation or an interval needs at least {2 * BLOCKS[-1]} images a set, got {plan.num}"
         raise ConfigurationError(what, mend="raise --num")
+    if plan.seeds is not None and plan.seeds[-1].stop > 2**32:
+        what = f"{plan.sets} sets of {plan.num:,} images from seed {plan.first_seed} on need seeds of 2^32 and above"
+        raise ConfigurationError(what, mend="lower --num or --sets")
+    for measure in plan.measures:
+        if (spec := plan.networks[measure.word].spec).endswith(".npy"):
+            raise ConfigurationError(
+                f"{measure.word} puts images through a network, and {spec} holds features of the training images only",
+                mend=f"leave {measure.word} away" if measure.network == "extractor" else "name a --detector",
+            )
     reference = plan.reference
     if isinstance(reference, Moments):
         for measure in plan.measures:

@@ -85,6 +85,24 @@ def test_weights_are_those_of_the_role_and_not_of_the_word(plan, done):
         plan(done.path, metrics=("msp",), weights=((None, "/mine.pt"),))
 
 
+def test_stored_features_are_no_network(plan, done):
+    settled = done.settled()
+    settled["features"]["extractor"] = "/mine.npy"
+    durable.replace_record(done.path / "space.json", settled)
+    for word in ("msp", "memorization"):
+        with pytest.raises(ConfigurationError, match=r"mine\.npy holds features of the training images only"):
+            plan(done.path, metrics=("fd", word))
+
+
+def test_seeds_end_at_2_to_the_32(plan, done):
+    settled = done.settled()
+    settled["evaluation"]["first_seed"] = 2**32 - 60
+    durable.replace_record(done.path / "space.json", settled)
+    assert plan(done.path, num=20).seeds[-1].stop == 2**32
+    with pytest.raises(ConfigurationError, match=r"2\^32"):
+        plan(done.path, num=21)
+
+
 def test_the_key_is_that_of_the_question(plan, finished, color_network):
     class Opened:
         key = "k"

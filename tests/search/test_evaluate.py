@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 
 from cedm_ray.data.image_set import ImageSet
+from cedm_ray.errors import InputDataError
 from cedm_ray.search.evaluate import (
     EvaluationConfig,
     distance_to,
@@ -47,6 +48,16 @@ def test_statistics_of_read_only_pixels_raise_no_warning():
     images = images_of(0, 8)
     images.flags.writeable = False
     assert image_statistics([images], flat).count == 8
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_detector_whose_features_are_not_finite_is_named(bad):
+    def broken(images):
+        return torch.full((len(images), 2), bad)
+
+    broken.name, broken.device, broken.dim = "my_net", torch.device("cpu"), 2
+    with pytest.raises(InputDataError, match="my_net makes features of images that are not finite"):
+        image_statistics([np.zeros((3, 3, 4, 4), dtype=np.uint8)], broken)
 
 
 def test_no_images_have_empty_statistics():
