@@ -14,7 +14,13 @@ from cedm_ray.config import Config
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import InputDataError
 from cedm_ray.features.extractors import Extractor
-from cedm_ray.metrics.frechet import ReferenceFactor, collapsed, frechet_distance, frechet_reference
+from cedm_ray.metrics.frechet import (
+    ReferenceFactor,
+    collapsed,
+    frechet_distance,
+    frechet_distance_low_rank,
+    frechet_reference,
+)
 from cedm_ray.metrics.statistics import FeatureStatistics
 
 
@@ -98,6 +104,18 @@ def distance_to(reference: FeatureStatistics | ReferenceFactor, generated: Featu
     generated = FeatureStatistics.from_arrays(generated.to_arrays())
     factor = reference if isinstance(reference, ReferenceFactor) else frechet_reference(reference)
     return frechet_distance(generated, factor), collapsed(generated, factor)
+
+
+def low_rank_distance(
+    batches: Iterable[np.ndarray | torch.Tensor], extractor: Extractor, reference: ReferenceFactor
+) -> tuple[float, bool]:
+    """As `distance_to` of the images' statistics, for fewer images n than features D: then the features themselves are
+    smaller than their sums, [n, D] against [D, D], and the distance is found without an eigenvalue of a D x D matrix.
+
+    Raises ValueError as `frechet_distance_low_rank`.
+    """
+    features = torch.cat([features_of(extractor, batch) for batch in batches]).cpu()
+    return frechet_distance_low_rank(features, reference), collapsed(features, reference)
 
 
 def own_share(seeds: Sequence[int]) -> Sequence[int]:

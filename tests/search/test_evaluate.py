@@ -9,10 +9,12 @@ import torch
 
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import InputDataError
+from cedm_ray.metrics.frechet import frechet_reference
 from cedm_ray.search.evaluate import (
     EvaluationConfig,
     distance_to,
     image_statistics,
+    low_rank_distance,
     merged_over_workers,
     own_share,
     training_batches,
@@ -80,6 +82,25 @@ def test_images_that_are_all_alike_are_collapsed():
     distance, collapsed = distance_to(reference, image_statistics([alike], flat))
     assert collapsed
     assert np.isfinite(distance)
+
+
+def test_fewer_images_than_features_give_the_same_distance_by_their_features():
+    random = np.random.default_rng(0)
+    net = torch.from_numpy(random.normal(size=(48, 40)))
+
+    def extractor(images):
+        return images.flatten(1).double() @ net / 255
+
+    extractor.name, extractor.device, extractor.dim = "net", torch.device("cpu"), 40
+    training, generated, gray = (
+        random.integers(0, top, (count, 3, 4, 4), dtype=np.uint8) for top, count in ((256, 100), (200, 15), (1, 15))
+    )
+    reference = frechet_reference(image_statistics([training], extractor))
+    for images in (generated, gray):
+        found = low_rank_distance([images[:7], images[7:]], extractor, reference)
+        distance, alike = distance_to(reference, image_statistics([images], extractor))
+        assert found == (pytest.approx(distance, rel=1e-8), alike)
+    assert low_rank_distance([gray], extractor, reference)[1]
 
 
 def test_training_batches_are_all_images_in_row_order():
