@@ -208,8 +208,10 @@ def _tell(plan: Plan, scores: list[Score], material: Material) -> dict[str, Any]
     name, num_clusters, images_seen, sampling: of the model, the last three None for files. num_samples: images of each
     set. seeds: of each set, [first, end), as in the scores. scores: see `Score.to_json`. differences: of each Fréchet
     distance to that of the model beside it, with the ends of its interval; below 0 where this model is better.
-    collapsed: whether the images are all alike.
+    collapsed: whether the images are all alike, None where no network could judge it. reference: None where nothing
+    was compared with any.
     """
+    alike = [found for network in plan.keeps if (found := is_collapsed(network, material)) is not None]
     meaning = plan.model.meaning if plan.model is not None else None
     return {
         "name": plan.name,
@@ -221,7 +223,7 @@ def _tell(plan: Plan, scores: list[Score], material: Material) -> dict[str, Any]
         "reference": {"name": plan.reference.name, "digest": plan.reference.digest, "images": plan.reference.count},
         "scores": [score.to_json() for score in scores],
         "differences": _differences(plan, material),
-        "collapsed": any(is_collapsed(network, material) for network in plan.keeps),
+        "collapsed": any(alike) if alike else None,
     }
 
 

@@ -18,6 +18,7 @@ from cedm_ray.metrics.frechet import ReferenceFactor, collapsed, frechet_distanc
 from cedm_ray.metrics.kernel import kernel_distance
 from cedm_ray.metrics.manifold import inception_score, manifold
 from cedm_ray.metrics.novelty import confidence, memorization, nearest_training, novelty_auroc
+from cedm_ray.metrics.statistics import FeatureStatistics
 from cedm_ray.metrics.uncertainty import Difference, bootstrap_mean_difference
 from cedm_ray.search.clustering_head import ClusteringHead
 
@@ -58,11 +59,25 @@ def difference(network: Network, material: Material) -> Difference:
     return bootstrap_mean_difference(mine, other, material.factors[network])
 
 
-def is_collapsed(network: Network, material: Material) -> bool:
-    """Whether the images of some set are all alike, as the network sees them; False where it has no statistics."""
-    factor = material.factors.get(network)
-    found = [summaries[network].statistics for summaries in material.sets if network in summaries]
-    return factor is not None and any(total is not None and collapsed(total, factor) for total in found)
+def is_collapsed(network: Network, material: Material) -> bool | None:
+    """Whether the images of some set are all alike, as the network sees them.
+
+    None where nothing was kept to judge it by: neither statistics nor rows of the images and of some images that they
+    are compared with.
+    """
+    reference: ReferenceFactor | FeatureStatistics | torch.Tensor | None = material.factors.get(network)
+    if reference is None:
+        rows = next((of[network] for of in (material.rows, material.training) if len(of.get(network, ())) > 1), None)
+        reference = None if rows is None else _tensor(rows)
+    if reference is None and material.unconditional:
+        reference = material.unconditional[0][network].statistics if network in material.unconditional[0] else None
+    found = [summaries[network] for summaries in material.sets if network in summaries]
+    images = [
+        _tensor(one.rows) if one.statistics is None else one.statistics
+        for one in found
+        if one.statistics is not None or len(one.rows) > 1
+    ]
+    return any(collapsed(one, reference) for one in images) if images and reference is not None else None
 
 
 def _tensor(features: np.ndarray) -> torch.Tensor:

@@ -113,4 +113,15 @@ def test_images_all_alike_are_collapsed(material):
     assert not is_collapsed(NET, material)
     material.sets.append({NET: summary(np.ones((50, 6), dtype=np.float32))})
     assert is_collapsed(NET, material)
-    assert not is_collapsed(Network(spec="another"), material)
+    assert is_collapsed(Network(spec="another"), material) is None
+
+
+def test_rows_and_other_statistics_tell_as_much_where_there_is_no_distance(material):
+    alike = np.ones((50, 6), dtype=np.float32)
+    for kept in ("rows", "training", "unconditional"):
+        own = Material(**{kept: getattr(material, kept)})
+        own.sets = [{NET: Summary(statistics=None, blocks=(), rows=features_of(1))}]
+        assert is_collapsed(NET, own) is False
+        own.sets.append({NET: Summary(statistics=None, blocks=(), rows=alike)})
+        assert is_collapsed(NET, own) is True
+    assert is_collapsed(NET, Material(sets=material.sets)) is None
