@@ -220,7 +220,9 @@ def _tell(plan: Plan, scores: list[Score], material: Material) -> dict[str, Any]
         "sampling": meaning.sampling.model_dump(mode="json") if meaning else None,
         "num_samples": plan.num,
         "seeds": None if plan.seeds is None else [[own.start, own.stop] for own in plan.seeds],
-        "reference": {"name": plan.reference.name, "digest": plan.reference.digest, "images": plan.reference.count},
+        "reference": None
+        if (to := plan.reference) is None
+        else {"name": to.name, "digest": to.digest, "images": to.count},
         "scores": [score.to_json() for score in scores],
         "differences": _differences(plan, material),
         "collapsed": any(alike) if alike else None,

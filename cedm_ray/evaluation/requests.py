@@ -87,15 +87,16 @@ class Plan:
     """A request with everything settled.
 
     networks: that of each measure, by its word. model: what is measured, None where it is files. name: of either.
-    image_size: side of its images. num: images of a set. sets: how many. versus: the model it is compared with.
-    unconditional: where a measure compares with it. test: what AUROC compares with.
+    reference: what it is compared with, None where no measure compares. image_size: side of its images. num: images
+    of a set. sets: how many. versus: the model it is compared with. unconditional: where a measure compares with it.
+    test: what AUROC compares with.
     """
 
     request: Request
     home: Home | None
     measures: tuple[Measure, ...]
     networks: dict[str, Network]
-    reference: Reference | Moments
+    reference: Reference | Moments | None
     model: TrainedModel | None
     name: str
     image_size: int
@@ -169,7 +170,7 @@ class Plan:
                 "schema": _SCHEMA,
                 "models": [model_digest(model) for model in (self.model, self.versus, self.unconditional)],
                 "seeds": [self.first_seed if self.home else 0, self.num, self.sets],
-                "reference": self.reference.digest,
+                "reference": None if self.reference is None else self.reference.digest,
                 "test": None if self.test is None else self.test.fingerprint,
                 "versus": self.request.versus,
                 "measures": [[measure.word, opened[self.networks[measure.word]].key] for measure in self.measures],
@@ -193,7 +194,8 @@ def settle(request: Request, *, cache: Path, show: Show) -> Plan:
     kinds = {measure.kind for measure in measures}
     model = find_model(source, request.trial, "cpu", show) if source.exists else None
     _check_model(request, kinds, model)
-    reference = _reference(request, compared, home, cache)
+    compares = request.reference is not None or source.exists or kinds != {"inception"}
+    reference = _reference(request, compared, home, cache) if compares else None
     if "auroc" in kinds and request.test is None:
         what = "auroc compares with images that the model was not trained on"
         raise ConfigurationError(what, mend="name them: --test IMAGES")
@@ -317,7 +319,7 @@ def _check_images(plan: Plan) -> None:
                     mend="give the images themselves, or a study, as --reference",
                 )
     for what, size in (
-        (f"the reference {reference.name}", reference.image_size),
+        ("", None) if reference is None else (f"the reference {reference.name}", reference.image_size),
         ("--test", plan.test.size if plan.test is not None else None),
     ):
         if size is not None and size != plan.image_size:

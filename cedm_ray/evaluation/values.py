@@ -123,11 +123,12 @@ def _manifold(network: Network, material: Material) -> list[Column]:
 
 
 def _inception(network: Network, material: Material) -> list[Column]:
-    column: Column = []
-    for found in material.sets:
-        probabilities = torch.from_numpy(found[network].rows)
-        column.append((inception_score(probabilities, splits=min(_SPLITS, len(probabilities))).value, None))
-    return [column]
+    found = [
+        inception_score(torch.from_numpy(one[network].rows), splits=min(_SPLITS, len(one[network].rows)))
+        for one in material.sets
+    ]
+    # What is usually written behind the score; it is no standard error of it.
+    return [[(one.value, None) for one in found], [(one.std, None) for one in found]]
 
 
 def _auroc(network: Network, material: Material) -> list[Column]:

@@ -9,6 +9,7 @@ from PIL import Image
 from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.errors import ConfigurationError, IntegrityError
+from cedm_ray.evaluation import gathering
 from cedm_ray.evaluation.evaluate import compare, evaluate
 from cedm_ray.evaluation.gathering import run_here
 from cedm_ray.evaluation.requests import Request
@@ -188,6 +189,22 @@ def test_pixels_are_those_of_the_models_own_study_whatever_the_reference(
     )
     assert told["scores"][0]["mean"] == pytest.approx(frechet(mine, other), rel=1e-3)
     assert told["scores"][0]["detector"] == extractor.key
+
+
+def test_an_inception_score_needs_nothing_to_compare_with(ask, sides, monkeypatch):
+    class Half:
+        name, key, dim, device = "inception_probabilities", "k", 4, torch.device("cpu")
+
+        def __call__(self, images):
+            return torch.eye(4)[images[:, 0, 0, 0].long() % 2]
+
+    monkeypatch.setattr(gathering, "open_inception_classifier", lambda device, weights: Half())
+    told = ask(sides[0], metrics=("is",))
+    score, deviation = told["scores"]
+    assert (score["metric"], deviation["metric"]) == ("IS", "IS std over splits")
+    assert 1 < score["mean"] <= 2
+    assert deviation["mean"] > 0
+    assert (told["reference"], told["collapsed"]) == (None, None)
 
 
 def test_images_all_alike_are_said_to_be(ask, sides, color_network, tmp_path):

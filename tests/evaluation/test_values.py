@@ -105,8 +105,13 @@ def test_confidence_is_the_largest_probability(material):
 
 def test_inception_score_of_certain_and_even_classes_is_their_number(material):
     material.sets = [{NET: summary(np.tile(np.eye(5, dtype=np.float32), (20, 1)))}]
-    ((value, _),) = values(MEASURES["is"], NET, material)[0]
-    assert value == pytest.approx(5)
+    ((value, _),), ((std, _),) = values(MEASURES["is"], NET, material)
+    assert (value, std) == (pytest.approx(5), pytest.approx(0, abs=1e-12))
+    # 8 shares of 5 and 2 that see one class only.
+    ordered = np.concatenate([np.tile(np.eye(5, dtype=np.float32), (16, 1)), np.tile(np.eye(5)[:1], (20, 1))])
+    material.sets = [{NET: summary(ordered.astype(np.float32))}]
+    ((value, _),), ((std, _),) = values(MEASURES["is"], NET, material)
+    assert (value, std) == (pytest.approx(4.2), pytest.approx(1.6))
 
 
 def test_images_all_alike_are_collapsed(material):
