@@ -3,7 +3,8 @@
 The other side is what pytorch-fid and clean-fid do once they have both means and covariances: `scipy.linalg.sqrtm` of
 the product of the two covariances, and its trace. Everything runs in one process on one thread, in turns; the first
 round is thrown away and the medians of the CPU time are compared. The covariances have a condition number of about
-10^4. The second case has fewer samples than dimensions, as a rung of a search has.
+10^4. The second case has fewer samples than dimensions, as a rung has that generates fewer images than its detector has
+features (evaluation.num_samples below 2048 with Inception-v3; the default of 10,000 is not such a case).
 
     python benchmarks/frechet.py              # about 3 minutes on one core
     python benchmarks/frechet.py --dim 512    # seconds

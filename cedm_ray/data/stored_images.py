@@ -10,6 +10,7 @@ Shapes: n images, b of a batch, S image side.
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,18 @@ from cedm_ray.data.sources import Source, open_source
 from cedm_ray.errors import InputDataError, SecurityError
 
 ARRAYS = ("images", "arr_0")
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What Python's zipfile raises for archives that are broken, encrypted or packed in an unknown way."""
+
 _BATCH = 256
 _LOCAL_HEADER_BYTES = 30
 
@@ -153,7 +166,7 @@ def _open_npz(path: Path) -> _ImageArray:
             pixels = _member_array(path, archive, member)
     except FileNotFoundError:
         raise InputDataError(f"there is no file {where}") from None
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise InputDataError(f"{where} is not an npz file that can be read: {printable(str(error))}") from None
     shape = pixels.shape
     square = len(shape) == 4 and ((shape[3] == 3 and shape[1] == shape[2]) or (shape[1] == 3 and shape[2] == shape[3]))

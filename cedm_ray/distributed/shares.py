@@ -17,23 +17,28 @@ from cedm_ray.evaluation.gathering import Part, Runner, Work, Worker
 from cedm_ray.search.results import Progress, Show
 
 _POLL_S = 2.0
+_RESTARTS = 2
 
 
-@ray.remote(max_concurrency=2)
+@ray.remote(max_concurrency=2, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
 class _EvaluationWorker:
-    """One copy of the networks. It answers how far it is while it works."""
+    """One copy of the networks. It answers how far it is while it works. A unit is a function of the work, so that
+    asking for it again is safe."""
 
     def __init__(self, work: Work, gpus: float) -> None:
         self.work, self.gpus = work, gpus
+        self.worker: Worker | None = None
         self.done = 0
 
     def open(self) -> int:
         """Open everything. Not when the actor is made, where Ray would make its own of an error of ours."""
-        self.worker = Worker(self.work, choose_device(self.gpus))
+        if self.worker is None:
+            self.worker = Worker(self.work, choose_device(self.gpus))
         return 0
 
     def run(self, unit: tuple[int, int]) -> tuple[Part, ...]:
-        """Do one unit."""
+        """Do one unit. Opens what it needs where it was started anew."""
+        self.open()
         before, parts = self.done, ()
         for said in self.worker.run(unit):
             if isinstance(said, tuple):
@@ -52,7 +57,7 @@ def cluster_runner(address: str | None, *, workers: int | None = None) -> Iterat
     """A Runner that does the units of a work on a Ray cluster, which is joined or started when it is first used.
 
     address: as `ray_cluster`. workers: how many processes; None = one for every GPU of the cluster, or for every core
-    where there is none, but no more than there are units.
+    where there is none, but no more than there are units. Raises TryAgainError where a worker is lost more than twice.
     """
     with contextlib.ExitStack() as stack:
 
@@ -71,7 +76,8 @@ def _run(work: Work, workers: int | None, show: Show) -> Iterator[tuple[Part, ..
     actors: list[Any] = [_EvaluationWorker.options(num_cpus=1, num_gpus=gpus).remote(work, gpus) for _ in range(count)]
     waiting = list(enumerate(work.units))
     # A worker gets its first unit once it has answered: one that finds no place holds up nothing.
-    questions = {actor.open.remote(): actor for actor in actors}
+    # Not asked again, or Ray would report each that still waits for a place at the end.
+    questions = {actor.open.options(max_task_retries=0).remote(): actor for actor in actors}
     calls: dict[Any, tuple[Any, int]] = {}
     images: dict[Any, int] = {}
     early: dict[int, tuple[Part, ...]] = {}

@@ -155,10 +155,8 @@ class Work:
 
     @property
     def num_blocks(self) -> int:
-        """B: 20, but fewer where blocks would be small. All hold equally many images; those that are left over, fewer
-        than B, are a unit of their own."""
-        large = (number for number in BLOCKS if self.num_images // number >= SMALLEST_BLOCK)
-        return next(large, BLOCKS[-1] if self.num_images >= 2 * BLOCKS[-1] else 2)
+        """B. All blocks hold equally many images; those that are left over, fewer than B, are a unit of their own."""
+        return blocks_of(self.num_images)
 
     @property
     def units(self) -> list[tuple[int, int]]:
@@ -172,6 +170,12 @@ class Work:
         first, end = number * self.num_images, (number + 1) * self.num_images
         whole = end - self.num_images % self.num_blocks
         return range(whole, end) if block == self.num_blocks else range(first + block, whole, self.num_blocks)
+
+
+def blocks_of(num_images: int) -> int:
+    """B, the blocks of a set of n images: 20, but fewer where blocks would be small."""
+    large = (number for number in BLOCKS if num_images // number >= SMALLEST_BLOCK)
+    return next(large, BLOCKS[-1] if num_images >= 2 * BLOCKS[-1] else 2)
 
 
 def kept_rows(num_images: int, rows: int) -> np.ndarray:
@@ -202,8 +206,8 @@ def open_network(network: Network, work: Work, device: str) -> Extractor:
         images = open_image_set(Path(work.fitted_on))
     elif network.spec == "pixels":
         raise ConfigurationError(
-            "the detector pixels is fitted on the training images of a study, and the reference is none",
-            mend="give a study as --reference, or another --detector",
+            "the detector pixels is fitted on the training images of a study, and there is none",
+            mend="measure a study, or give one as --reference, or another --detector",
         )
     else:
         # A network takes nothing from it but the size of its images.
@@ -284,7 +288,7 @@ class Summary:
 def gather(work: Work, run: Runner, show: Show) -> list[tuple[Summary, ...]]:
     """Do the work: for every set, one Summary a network. Parts are added as they come and not kept.
 
-    Raises what opening or reading raises, and ValueError for features that are not finite.
+    Raises what opening or reading raises, and InputDataError for features that are not finite.
     """
     found: list[tuple[Summary, ...]] = []
     parts = iter(run(work, show))

@@ -30,14 +30,16 @@ from cedm_ray.search.study import Study
 class Reference:
     """Reference images that can be put through a network.
 
-    name: for people. digest: of the pixels. count: N. image_size: S in pixels. fitted_on: folder of the image set that
-    they are, None where they are files. folder: where what is computed of them is kept.
+    name: for people. digest: of the pixels. count: N. image_size: S in pixels. image_set: folder of the image set that
+    they are, None where they are files. fitted_on, pixel_components: as in `Work`, which need not be about these
+    images. folder: where what is computed of them is kept.
     """
 
     name: str
     digest: str
     count: int
     image_size: int
+    image_set: str | None
     fitted_on: str | None
     subject: TrainingImages | FileImages
     pixel_components: int
@@ -46,7 +48,7 @@ class Reference:
     def summary(self, network: Network, extractor: Extractor, keep: Keep, run: Runner, show: Show) -> Summary:
         """Statistics, and rows of a sample, under one network: read where they were computed before."""
         # In a study the image set is the study's own, so that the detector's key alone tells its statistics apart.
-        stem = extractor.key if self.fitted_on else digest({"images": self.digest, "extractor": extractor.key})
+        stem = extractor.key if self.image_set else digest({"images": self.digest, "extractor": extractor.key})
         places = self._places(stem, keep)
         found = {kind: _read(path, self.digest, extractor.key, show) for kind, path in places.items()}
         missing = [kind for kind, arrays in found.items() if arrays is None]
@@ -112,8 +114,7 @@ class Moments:
     name: str
     digest: str
     image_size: None = None
-    fitted_on: None = None
-    pixel_components: int = 1
+    image_set: None = None
     count: None = None
 
     @classmethod
@@ -145,22 +146,28 @@ def is_moments(path: str) -> bool:
 # Kinds of references ------------------------------------------------------------------------------------------------
 
 
-def study_reference(study: Study, images: ImageSet, *, pixel_components: int, batch_size: int) -> Reference:
-    """The training images of a study."""
+def study_reference(
+    study: Study, images: ImageSet, *, fitted_on: str, pixel_components: int, batch_size: int
+) -> Reference:
+    """The training images of a study. fitted_on, pixel_components: as in `Work`."""
     return Reference(
         name=images.name,
         digest=images.digest,
         count=len(images),
         image_size=images.size,
-        fitted_on=str(study.images.absolute()),
+        image_set=str(study.images.absolute()),
+        fitted_on=fitted_on,
         subject=TrainingImages(images=str(study.images.absolute()), batch_size=batch_size),
         pixel_components=pixel_components,
         folder=study.references,
     )
 
 
-def files_reference(path: str, cache: Path, *, batch_size: int) -> Reference:
-    """The images of a folder, a zip or an npz file. cache: the user's folder. Raises as `open_stored`."""
+def files_reference(
+    path: str, cache: Path, *, batch_size: int, fitted_on: str | None = None, pixel_components: int = 1
+) -> Reference:
+    """The images of a folder, a zip or an npz file. cache: the user's folder. fitted_on, pixel_components: as in
+    `Work`. Raises as `open_stored`."""
     images = open_stored(path)
     folder = cache / "references"
     known = folder / f"{images.fingerprint[:16]}.json"
@@ -177,16 +184,17 @@ def files_reference(path: str, cache: Path, *, batch_size: int) -> Reference:
         digest=content["digest"],
         count=len(images),
         image_size=images.size,
-        fitted_on=None,
+        image_set=None,
+        fitted_on=fitted_on,
         subject=FileImages(path=path, batch_size=batch_size),
-        pixel_components=1,
+        pixel_components=pixel_components,
         folder=folder,
     )
 
 
 def training_features(reference: Reference, extractor: Extractor, show: Show) -> np.ndarray:
     """The features of a study's training images, float32 [N, D], computed where the study does not have them yet."""
-    images = open_image_set(Path(reference.fitted_on))
+    images = open_image_set(Path(reference.image_set))
     folder = Study(reference.folder.parent).features(feature_key(images, extractor))
     steps = extract_features(images, extractor, folder, batch_size=reference.subject.batch_size)
     while True:

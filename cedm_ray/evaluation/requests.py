@@ -4,6 +4,8 @@ A request leaves most things open; the study of the model, else that of the refe
 """
 
 import hashlib
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +23,13 @@ from cedm_ray.evaluation.gathering import (
     Network,
     Subject,
     Work,
+    blocks_of,
     open_network,
 )
 from cedm_ray.evaluation.references import Moments, Reference, files_reference, is_moments, study_reference
 from cedm_ray.evaluation.scores import Measure, choose, network_of
 from cedm_ray.features.extractors import Extractor, absolute_spec
+from cedm_ray.metrics.extrapolation import union_sizes
 from cedm_ray.metrics.uncertainty import SeedSets
 from cedm_ray.search.model import TrainedModel, find_model
 from cedm_ray.search.results import UNCONDITIONAL, Show
@@ -36,7 +40,7 @@ SETS = 3
 """Disjoint sets of seeds that a model is measured on unless told otherwise, as the paper does."""
 
 DEFAULT_DETECTOR = "inception"
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +69,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Home:
-    """The study whose settings hold where a request leaves them open."""
+    """The study whose settings hold where a request leaves them open, and on whose images `pixels` is fitted: that of
+    the model, else that of the reference."""
 
     study: Study
     space: SearchSpace
     images: ImageSet
+
+    @property
+    def folder(self) -> str:
+        """Of the image set."""
+        return str(self.study.images.absolute())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,15 +87,16 @@ class Plan:
     """A request with everything settled.
 
     networks: that of each measure, by its word. model: what is measured, None where it is files. name: of either.
-    image_size: side of its images. num: images of a set. sets: how many. versus: the model it is compared with.
-    unconditional: where a measure compares with it. test: what AUROC compares with.
+    reference: what it is compared with, None where no measure compares. image_size: side of its images. num: images
+    of a set. sets: how many. versus: the model it is compared with. unconditional: where a measure compares with it.
+    test: what AUROC compares with.
     """
 
     request: Request
     home: Home | None
     measures: tuple[Measure, ...]
     networks: dict[str, Network]
-    reference: Reference | Moments
+    reference: Reference | Moments | None
     model: TrainedModel | None
     name: str
     image_size: int
@@ -143,9 +154,9 @@ class Plan:
             num_images=num,
             networks=tuple(keeps),
             keeps=tuple(keeps.values()),
-            fitted_on=self.reference.fitted_on,
+            fitted_on=None if self.home is None else self.home.folder,
             image_size=self.image_size,
-            pixel_components=self.reference.pixel_components,
+            pixel_components=1 if self.home is None else self.home.space.features.pixel_components,
         )
 
     def open(self, network: Network, device: str) -> Extractor:
@@ -157,10 +168,11 @@ class Plan:
         return digest(
             {
                 "schema": _SCHEMA,
-                "models": [_model_digest(model) for model in (self.model, self.versus, self.unconditional)],
+                "models": [model_digest(model) for model in (self.model, self.versus, self.unconditional)],
                 "seeds": [self.first_seed if self.home else 0, self.num, self.sets],
-                "reference": self.reference.digest,
+                "reference": None if self.reference is None else self.reference.digest,
                 "test": None if self.test is None else self.test.fingerprint,
+                "versus": self.request.versus,
                 "measures": [[measure.word, opened[self.networks[measure.word]].key] for measure in self.measures],
             }
         )
@@ -182,7 +194,8 @@ def settle(request: Request, *, cache: Path, show: Show) -> Plan:
     kinds = {measure.kind for measure in measures}
     model = find_model(source, request.trial, "cpu", show) if source.exists else None
     _check_model(request, kinds, model)
-    reference = _reference(request, compared, home, cache)
+    compares = request.reference is not None or source.exists or kinds != {"inception"}
+    reference = _reference(request, compared, home, cache) if compares else None
     if "auroc" in kinds and request.test is None:
         what = "auroc compares with images that the model was not trained on"
         raise ConfigurationError(what, mend="name them: --test IMAGES")
@@ -213,18 +226,32 @@ def _networks(
     request: Request, measures: tuple[Measure, ...], home: Home | None, *, detector: str, extractor: str
 ) -> dict[str, Network]:
     """The network of every measure, by its word, with the weights that were named or that the study's space names."""
-    named = {absolute_spec(word or detector): _absolute(file) for word, file in request.weights}
-    weights: dict[str, str] = {}
+    chosen = {"detector": absolute_spec(detector), "extractor": absolute_spec(extractor)}
+    # By role and not by word alone: the same word may be clustered by with one file and measured with another.
+    of_extractor: dict[str, str] = {}
+    of_detector: dict[str, str] = {}
     if home is not None:
         features, evaluation = home.space.features, home.space.evaluation
-        for spec, file in ((features.extractor, features.weights), (evaluation.detector, evaluation.weights)):
+        for own, spec, file in (
+            (of_extractor, features.extractor, features.weights),
+            (of_detector, evaluation.detector, evaluation.weights),
+        ):
             if file is not None:
-                weights[absolute_spec(spec)] = _absolute(str(file))
-    weights |= named
-    chosen = {"detector": absolute_spec(detector), "extractor": absolute_spec(extractor)}
-    networks = {measure.word: network_of(measure, **chosen, weights=weights) for measure in measures}
-    used = {"inception" if network.spec == PROBABILITIES else network.spec for network in networks.values()}
-    if unused := set(named) - used:
+                own[absolute_spec(spec)] = _absolute(str(file))
+    for word, file in request.weights:
+        of_detector[absolute_spec(word or detector)] = _absolute(file)
+        if word is not None:
+            of_extractor[absolute_spec(word)] = _absolute(file)
+    networks, used = {}, set()
+    for measure in measures:
+        by_extractor = measure.network == "extractor"
+        network = network_of(measure, **chosen, weights=of_extractor if by_extractor else of_detector)
+        networks[measure.word] = network
+        spec = "inception" if network.spec == PROBABILITIES else network.spec
+        # Under None what a file without a word is for.
+        used |= {(spec, spec)} if by_extractor else {(spec, spec), (None, spec)}
+    asked = {(word and absolute_spec(word), absolute_spec(word or detector)) for word, _ in request.weights}
+    if unused := {spec for _, spec in asked - used}:
         raise ConfigurationError(f"--weights names {', '.join(sorted(unused))}, which no metric asked for uses")
     return networks
 
@@ -235,11 +262,10 @@ def _home(study: Study) -> Home:
 
 
 def _reference(request: Request, compared: Study, home: Home | None, cache: Path) -> Reference | Moments:
+    fit = {} if home is None else {"fitted_on": home.folder, "pixel_components": home.space.features.pixel_components}
     if compared.exists:
-        own = home if home is not None and home.study == compared else _home(compared)
-        features = own.space.features
-        components, batch_size = features.pixel_components, features.batch_size
-        return study_reference(compared, own.images, pixel_components=components, batch_size=batch_size)
+        own = home if home.study == compared else _home(compared)
+        return study_reference(compared, own.images, batch_size=own.space.features.batch_size, **fit)
     if request.reference is None:
         raise ConfigurationError(
             f"{request.source} is not a study, so there is nothing to compare its images with",
@@ -247,7 +273,7 @@ def _reference(request: Request, compared: Study, home: Home | None, cache: Path
         )
     if is_moments(request.reference):
         return Moments.open(request.reference)
-    return files_reference(_absolute(request.reference), cache, batch_size=BATCH)
+    return files_reference(_absolute(request.reference), cache, batch_size=BATCH, **fit)
 
 
 def _check_model(request: Request, kinds: set[str], model: TrainedModel | None) -> None:
@@ -269,11 +295,21 @@ def _check_model(request: Request, kinds: set[str], model: TrainedModel | None) 
 
 
 def _check_images(plan: Plan) -> None:
-    """Refuse images that are too few or of another size, and a reference without images where a measure needs them."""
+    """Refuse images that are too few or of another size, seeds that there are not, stored features where a network is
+    needed, and a reference without images where a measure needs them."""
     in_blocks = plan.versus is not None or any(measure.keep.blocks for measure in plan.measures)
     if in_blocks and plan.num < 2 * BLOCKS[-1]:
         what = f"an extrapolation or an interval needs at least {2 * BLOCKS[-1]} images a set, got {plan.num}"
         raise ConfigurationError(what, mend="raise --num")
+    if plan.seeds is not None and plan.seeds[-1].stop > 2**32:
+        what = f"{plan.sets} sets of {plan.num:,} images from seed {plan.first_seed} on need seeds of 2^32 and above"
+        raise ConfigurationError(what, mend="lower --num or --sets")
+    for measure in plan.measures:
+        if (spec := plan.networks[measure.word].spec).endswith(".npy"):
+            raise ConfigurationError(
+                f"{measure.word} puts images through a network, and {spec} holds features of the training images only",
+                mend=f"leave {measure.word} away" if measure.network == "extractor" else "name a --detector",
+            )
     reference = plan.reference
     if isinstance(reference, Moments):
         for measure in plan.measures:
@@ -283,7 +319,7 @@ def _check_images(plan: Plan) -> None:
                     mend="give the images themselves, or a study, as --reference",
                 )
     for what, size in (
-        (f"the reference {reference.name}", reference.image_size),
+        ("", None) if reference is None else (f"the reference {reference.name}", reference.image_size),
         ("--test", plan.test.size if plan.test is not None else None),
     ):
         if size is not None and size != plan.image_size:
@@ -293,7 +329,26 @@ def _check_images(plan: Plan) -> None:
             )
 
 
-def _model_digest(model: TrainedModel | None) -> str | None:
+def check_opened(plan: Plan, opened: Mapping[Network, Extractor]) -> None:
+    """Refuse what only the opened networks can tell: too few images for a line over their number."""
+    for measure in plan.measures:
+        dim = opened[plan.networks[measure.word]].dim
+        if measure.kind != "infinity" or _makes_a_line(plan.num, dim):
+            continue
+        least = next(num for num in itertools.count(plan.num) if _makes_a_line(num, dim))
+        raise ConfigurationError(
+            f"{plan.num:,} images a set are too few for {measure.word}, a line through numbers of images of at least "
+            f"twice the {dim:,} features",
+            mend=f"raise --num to {least}" if plan.model is not None else f"give at least {least:,} images",
+        )
+
+
+def _makes_a_line(num: int, dim: int) -> bool:
+    blocks = blocks_of(num)
+    return len(union_sizes(blocks, num // blocks, 2 * dim)) >= 2
+
+
+def model_digest(model: TrainedModel | None) -> str | None:
     """SHA-256 (hex) over what a model samples from."""
     if model is None:
         return None

@@ -127,11 +127,12 @@ def names(measure: Measure, network: Network, *, with_test: bool = False) -> tup
     if measure.kind == "copies":
         test = (f"memorized test[{name}]",) if with_test else ()
         return (f"memorized[{name}]", f"similarity[{name}]", *test)
+    if measure.kind == "inception":
+        return ("IS", "IS std over splits")
     return (
         {
             "frechet": distance,
             "kernel": "KID" if network.spec == "inception" else f"KD[{name}]",
-            "inception": "IS",
             "infinity": f"{distance}_inf",
             "unconditional": f"u{distance}",
             "auroc": f"AUROC[{name}]",

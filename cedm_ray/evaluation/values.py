@@ -18,7 +18,8 @@ from cedm_ray.metrics.frechet import ReferenceFactor, collapsed, frechet_distanc
 from cedm_ray.metrics.kernel import kernel_distance
 from cedm_ray.metrics.manifold import inception_score, manifold
 from cedm_ray.metrics.novelty import confidence, memorization, nearest_training, novelty_auroc
-from cedm_ray.metrics.uncertainty import Difference, bootstrap_difference
+from cedm_ray.metrics.statistics import FeatureStatistics
+from cedm_ray.metrics.uncertainty import Difference, bootstrap_mean_difference
 from cedm_ray.search.clustering_head import ClusteringHead
 
 Column = list[tuple[float, float | None]]
@@ -53,19 +54,30 @@ def values(measure: Measure, network: Network, material: Material) -> list[Colum
 
 
 def difference(network: Network, material: Material) -> Difference:
-    """The Fréchet distance less that of the model beside it, with its interval, over the blocks of all sets."""
-    mine, other = (
-        [block for summaries in sets for block in summaries[network].blocks]
-        for sets in (material.sets, material.versus)
-    )
-    return bootstrap_difference(mine, other, material.factors[network])
+    """The Fréchet distance less that of the model beside it, with its interval, as the mean over the sets."""
+    mine, other = ([summaries[network].blocks for summaries in sets] for sets in (material.sets, material.versus))
+    return bootstrap_mean_difference(mine, other, material.factors[network])
 
 
-def is_collapsed(network: Network, material: Material) -> bool:
-    """Whether the images of some set are all alike, as the network sees them; False where it has no statistics."""
-    factor = material.factors.get(network)
-    found = [summaries[network].statistics for summaries in material.sets if network in summaries]
-    return factor is not None and any(total is not None and collapsed(total, factor) for total in found)
+def is_collapsed(network: Network, material: Material) -> bool | None:
+    """Whether the images of some set are all alike, as the network sees them.
+
+    None where nothing was kept to judge it by: neither statistics nor rows of the images and of some images that they
+    are compared with.
+    """
+    reference: ReferenceFactor | FeatureStatistics | torch.Tensor | None = material.factors.get(network)
+    if reference is None:
+        rows = next((of[network] for of in (material.rows, material.training) if len(of.get(network, ())) > 1), None)
+        reference = None if rows is None else _tensor(rows)
+    if reference is None and material.unconditional:
+        reference = material.unconditional[0][network].statistics if network in material.unconditional[0] else None
+    found = [summaries[network] for summaries in material.sets if network in summaries]
+    images = [
+        _tensor(one.rows) if one.statistics is None else one.statistics
+        for one in found
+        if one.statistics is not None or len(one.rows) > 1
+    ]
+    return any(collapsed(one, reference) for one in images) if images and reference is not None else None
 
 
 def _tensor(features: np.ndarray) -> torch.Tensor:
@@ -111,11 +123,12 @@ def _manifold(network: Network, material: Material) -> list[Column]:
 
 
 def _inception(network: Network, material: Material) -> list[Column]:
-    column: Column = []
-    for found in material.sets:
-        probabilities = torch.from_numpy(found[network].rows)
-        column.append((inception_score(probabilities, splits=min(_SPLITS, len(probabilities))).value, None))
-    return [column]
+    found = [
+        inception_score(torch.from_numpy(one[network].rows), splits=min(_SPLITS, len(one[network].rows)))
+        for one in material.sets
+    ]
+    # What is usually written behind the score; it is no standard error of it.
+    return [[(one.value, None) for one in found], [(one.std, None) for one in found]]
 
 
 def _auroc(network: Network, material: Material) -> list[Column]:

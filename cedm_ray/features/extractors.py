@@ -41,6 +41,7 @@ __all__ = [
     "absolute_spec",
     "distance_name",
     "extractor_name",
+    "is_path",
     "open_extractor",
     "open_text_encoder",
 ]
@@ -77,7 +78,7 @@ def open_extractor(
     """
     device = torch.device(device)
     name = extractor_name(spec, weights)
-    if weights is not None and (spec == "pixels" or _is_path(spec)):
+    if weights is not None and (spec == "pixels" or is_path(spec)):
         raise ConfigurationError(f"{spec} takes no weights, and features.weights names {weights}")
     if spec == "pixels":
         return fit_pixels(images, pixel_components, device)
@@ -89,7 +90,7 @@ def open_extractor(
         return open_published(PUBLISHED[spec], name, images.size, device, weights)
     if spec.endswith(_FEATURE_FILE):
         return open_feature_file(Path(absolute_spec(spec)), name, images)
-    if _is_path(spec):
+    if is_path(spec):
         return open_torchscript(Path(absolute_spec(spec)), name, images.size, device)
     return open_timm(spec, name, images.size, device, weights)
 
@@ -117,7 +118,7 @@ def extractor_name(spec: str, weights: Path | None = None) -> str:
     A file that would be taken for a built-in extractor is marked as a file. Weights of one's own mark an architecture;
     a built-in name says which weights it means, so there the file is a copy of those. Idempotent without weights.
     """
-    if _is_path(spec):
+    if is_path(spec):
         stem = Path(spec).stem
         return f"file:{stem}" if stem in _BUILT_IN else stem
     if weights is None or spec in _BUILT_IN:
@@ -136,13 +137,14 @@ def distance_name(spec: str, weights: Path | None = None) -> str:
 
 def absolute_spec(spec: str) -> str:
     """`spec` as it can be opened from any folder: a path made absolute, any other word as it is."""
-    return str(Path(spec).expanduser().absolute()) if _is_path(spec) else spec
+    return str(Path(spec).expanduser().absolute()) if is_path(spec) else spec
 
 
 def _is_openclip(spec: str) -> bool:
     return spec.startswith(OPENCLIP_PREFIX) or (spec in PUBLISHED and PUBLISHED[spec].openclip is not None)
 
 
-def _is_path(spec: str) -> bool:
+def is_path(spec: str) -> bool:
+    """Whether a word names a file: it has a slash, or ends as one."""
     endings = (".pt", ".ts", ".torchscript", _FEATURE_FILE)
     return "/" in spec or (not spec.startswith(OPENCLIP_PREFIX) and spec.endswith(endings))

@@ -75,7 +75,7 @@ def frechet_infinity(
         raise ValueError(f"blocks must hold equally many images, got from {min(sizes)} to {max(sizes)}")
     per_block, total = sizes.pop(), len(blocks)
     least = 2 * _width(blocks[0]) if smallest is None else smallest
-    joined = [size for size in range(1, total + 1) if total % size == 0 and size * per_block >= least]
+    joined = union_sizes(total, per_block, least)
     if len(joined) < 2:
         raise ValueError(
             f"{total} blocks of {per_block:,} images make fewer than two unions of different size that hold at least "
@@ -101,6 +101,14 @@ def frechet_infinity(
         counts=tuple(counts.tolist()),
         distances=tuple(distances.tolist()),
     )
+
+
+def union_sizes(blocks: int, per_block: int, smallest: int) -> list[int]:
+    """Blocks in each union that holds at least `smallest` images, ascending; a line needs two entries.
+
+    blocks: K. per_block: images of a block. smallest: 2 D unless told otherwise.
+    """
+    return [size for size in range(1, blocks + 1) if blocks % size == 0 and size * per_block >= smallest]
 
 
 def _width(block: FeatureStatistics | Tensor) -> int:

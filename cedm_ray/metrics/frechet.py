@@ -181,15 +181,31 @@ def frechet_distance_low_rank(features: Tensor, reference: FeatureStatistics | R
     return _distance(mean, scaled.square().sum(), shared, factor)
 
 
-def collapsed(statistics: FeatureStatistics, reference: FeatureStatistics | ReferenceFactor) -> bool:
+def collapsed(images: FeatureStatistics | Tensor, reference: FeatureStatistics | ReferenceFactor | Tensor) -> bool:
     """Whether the images are all alike: their spread, tr S, is below a thousandth of the reference's.
 
-    Such a set still has a finite distance, which may be lower than that of a model early in training; it is no result.
+    images, reference: their statistics, or their features [n, D] of any floating type, of at least 2 images. Such a
+    set still has a finite distance, which may be lower than that of a model early in training; it is no result.
     Raises ValueError as `frechet_distance` does.
     """
-    _check_width(reference, statistics.dim)
-    spread = reference.spread if isinstance(reference, ReferenceFactor) else float(_moments(reference)[1].trace())
-    return float(_moments(statistics)[1].trace()) < COLLAPSED_SPREAD * spread
+    width, reference_width = _width(images), _width(reference)
+    if width != reference_width:
+        raise ValueError(f"both sides must have the same width, got D = {width} and {reference_width}")
+    return _spread(images) < COLLAPSED_SPREAD * _spread(reference)
+
+
+def _width(side: FeatureStatistics | ReferenceFactor | Tensor) -> int:
+    return side.shape[-1] if isinstance(side, Tensor) else len(side.mean)
+
+
+def _spread(side: FeatureStatistics | ReferenceFactor | Tensor) -> float:
+    """The trace of the covariance."""
+    if isinstance(side, ReferenceFactor):
+        return side.spread
+    if isinstance(side, FeatureStatistics):
+        return float(_moments(side)[1].trace())
+    check_features(side, at_least=2)
+    return float(side.double().var(dim=0).sum())
 
 
 def _factor(reference: FeatureStatistics | ReferenceFactor, dim: int) -> ReferenceFactor:

@@ -68,26 +68,64 @@ def bootstrap_difference(
     core; works on the reference's device and holds the blocks twice.
     Raises ValueError for arguments that break these rules, and as `frechet_distance`.
     """
-    if len(blocks_a) != len(blocks_b) or len(blocks_a) < 5:
-        raise ValueError(f"both sides must have the same blocks, at least 5, got {len(blocks_a)} and {len(blocks_b)}")
-    counts = [[block.count for block in blocks] for blocks in (blocks_a, blocks_b)]
-    if len({count for side in counts for count in side}) != 1:
-        raise ValueError(f"all blocks must hold equally many images, got {counts[0]} and {counts[1]}")
+    return bootstrap_mean_difference([blocks_a], [blocks_b], reference, replicates=replicates, level=level, seed=seed)
+
+
+def bootstrap_mean_difference(
+    sets_a: Sequence[Sequence[FeatureStatistics]],
+    sets_b: Sequence[Sequence[FeatureStatistics]],
+    reference: FeatureStatistics | ReferenceFactor,
+    *,
+    replicates: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """As `bootstrap_difference`, for the mean over S disjoint sets of the differences at the images of one set.
+
+    sets_a, sets_b: blocks of each set, as many of both models. Each set is resampled by itself and the resamples are
+    averaged, so that value and interval are about the mean that is told of the sets, and not about the distance of
+    all images together, whose bias is a smaller one.
+    """
+    if len(sets_a) != len(sets_b) or not sets_a:
+        raise ValueError(f"both sides must have the same sets, at least 1, got {len(sets_a)} and {len(sets_b)}")
+    if len({len(blocks) for blocks in sets_a}) != 1:
+        raise ValueError(f"all sets must have as many blocks, got {[len(blocks) for blocks in sets_a]}")
     if replicates < 20:
         raise ValueError(f"replicates must be at least 20, got {replicates}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
     factor = reference if isinstance(reference, ReferenceFactor) else frechet_reference(reference)
-    value = frechet_distance(_joined(blocks_a), factor) - frechet_distance(_joined(blocks_b), factor)
-    total = len(blocks_a)
-    drawn = np.random.default_rng(seed).integers(0, total, size=(replicates, total))
-    # How often each block is in each resample, [replicates, K].
-    weights = torch.from_numpy((drawn[:, :, None] == np.arange(total)).sum(axis=1).astype(np.float64))
-    resampled = _resampled_distances(blocks_a, weights, factor) - _resampled_distances(blocks_b, weights, factor)
+    random = np.random.default_rng(seed)
+    found = [_resampled_difference(a, b, factor, replicates, random) for a, b in zip(sets_a, sets_b, strict=True)]
+    value = float(np.mean([one for one, _ in found]))
+    resampled = np.mean([of_set for _, of_set in found], axis=0)
+    total = len(sets_a[0])
+    freedom = len(sets_a) * (total - 1)
     tail = (1 - level) / 2
-    widening = (total / (total - 1)) ** 0.5 * scipy.stats.t.ppf(tail, total - 1) / scipy.stats.norm.ppf(tail)
+    widening = (total / (total - 1)) ** 0.5 * scipy.stats.t.ppf(tail, freedom) / scipy.stats.norm.ppf(tail)
     low, high = value + widening * (np.quantile(resampled, [tail, 1 - tail]) - resampled.mean())
     return Difference(value=value, low=float(low), high=float(high), level=level, replicates=replicates)
+
+
+def _resampled_difference(
+    blocks_a: Sequence[FeatureStatistics],
+    blocks_b: Sequence[FeatureStatistics],
+    factor: ReferenceFactor,
+    replicates: int,
+    random: np.random.Generator,
+) -> tuple[float, np.ndarray]:
+    """The difference of one set, and of its resamples, float64 [replicates]."""
+    if len(blocks_a) != len(blocks_b) or len(blocks_a) < 5:
+        raise ValueError(f"both sides must have the same blocks, at least 5, got {len(blocks_a)} and {len(blocks_b)}")
+    counts = [[block.count for block in blocks] for blocks in (blocks_a, blocks_b)]
+    if len({count for side in counts for count in side}) != 1:
+        raise ValueError(f"all blocks must hold equally many images, got {counts[0]} and {counts[1]}")
+    value = frechet_distance(_joined(blocks_a), factor) - frechet_distance(_joined(blocks_b), factor)
+    total = len(blocks_a)
+    drawn = random.integers(0, total, size=(replicates, total))
+    # How often each block is in each resample, [replicates, K].
+    weights = torch.from_numpy((drawn[:, :, None] == np.arange(total)).sum(axis=1).astype(np.float64))
+    return value, _resampled_distances(blocks_a, weights, factor) - _resampled_distances(blocks_b, weights, factor)
 
 
 def _joined(blocks: Sequence[FeatureStatistics]) -> FeatureStatistics:

@@ -12,7 +12,10 @@ import torch
 
 from cedm_ray import durable
 from cedm_ray.clustering.heads import Heads
-from cedm_ray.errors import ConfigurationError
+from cedm_ray.data.image_set import ImageSet
+from cedm_ray.errors import ConfigurationError, IntegrityError
+from cedm_ray.features.network import Extractor
+from cedm_ray.features.store import feature_key
 from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.study import Study
 
@@ -43,6 +46,13 @@ class ClusteringHead:
         elif self.feature_norm == "standardize":
             features = (features - self.mean) / self.scale
         return self.heads(features)[0]
+
+
+def check_extractor(head: ClusteringHead, images: ImageSet, extractor: Extractor) -> None:
+    """Raise IntegrityError unless the head was fitted on what `extractor` makes of `images`, the study's own."""
+    if feature_key(images, extractor) != head.features_key:
+        mend = "put back the weights that the study was begun with"
+        raise IntegrityError(f"{extractor.name} is not what the clusters were fitted on", mend=mend)
 
 
 def open_head(study: Study, num_clusters: int | None, device: str = "cpu") -> ClusteringHead:

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from cedm_ray.data.image_set import open_image_set
-from cedm_ray.errors import IntegrityError
 from cedm_ray.features.extractors import Extractor, open_extractor
-from cedm_ray.features.store import feature_key, open_features
-from cedm_ray.search.clustering_head import ClusteringHead, open_head
+from cedm_ray.features.store import open_features
+from cedm_ray.search.clustering_head import ClusteringHead, check_extractor, open_head
 from cedm_ray.search.evaluate import features_of
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
@@ -60,9 +59,7 @@ def open_confidence(study: Study, space: SearchSpace, num_clusters: int | None, 
         weights=config.weights,
         device=device,
     )
-    if feature_key(images, extractor) != head.features_key:
-        mend = "put back the weights that the study was begun with"
-        raise IntegrityError(f"{config.extractor} is not what the clusters were fitted on", mend=mend)
+    check_extractor(head, images, extractor)
     return HeadConfidence(extractor=extractor, head=head)
 
 

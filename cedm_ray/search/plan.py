@@ -4,7 +4,8 @@ All figures are floating-point operations of matrix products, convolutions and a
 as torch's FlopCounterMode counts them on tensors without data. Of a network's forward pass at one image:
 
     training     3 forward passes an image (a backward pass costs two)
-    sampling     2 num_steps - 1 forward passes an image (Heun's method)
+    sampling     2 num_steps - 1 forward passes an image (Heun's method); twice that with guidance, which is of
+                 conditional models
     detector     one forward pass of the detector an image
 
 What is left out is small or not arithmetic: the optimizer, the augmentation, the Fréchet distance itself (some D^3 once
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cedm_ray.diffusion.sample import SampleConfig
 from cedm_ray.diffusion.unet import UNet
 from cedm_ray.errors import ConfigurationError
+from cedm_ray.features.extractors import is_path
 from cedm_ray.features.published import IMAGENET_224, PUBLISHED
 from cedm_ray.search.space import SearchSpace
 
@@ -103,8 +105,9 @@ def evaluation_share(space: SearchSpace, image_size: int) -> tuple[float, ...]:
 
 
 def network_calls(config: SampleConfig) -> int:
-    """Forward passes for one image: two a step of Heun's method, but one in the last, which goes to zero noise."""
-    return 2 * config.num_steps - 1
+    """Forward passes for one image of a conditional model: two a step of Heun's method, but one in the last, which
+    goes to zero noise; guidance asks a second time at each."""
+    return (2 * config.num_steps - 1) * (2 if config.guidance else 1)
 
 
 def denoiser_flops(space: SearchSpace, image_size: int) -> int:
@@ -130,6 +133,8 @@ def detector_flops(space: SearchSpace, image_size: int) -> int | None:
     import timm
 
     spec = space.evaluation.detector
+    if is_path(spec):
+        return None
     if spec == "pixels":
         width = 3 * min(image_size, _PIXELS_SIDE) ** 2
         return 2 * width * min(space.features.pixel_components, width)

@@ -22,7 +22,7 @@ from cedm_ray.errors import InputDataError, IntegrityError
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import ReferenceFactor, frechet_reference
 from cedm_ray.search.agenda import FitTask
-from cedm_ray.search.evaluate import distance_to, image_statistics, merged_over_workers, own_share
+from cedm_ray.search.evaluate import distance_to, image_statistics, low_rank_distance, merged_over_workers, own_share
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import Meaning, load_checkpoint, save_checkpoint
 from cedm_ray.search.results import Notice, TrialReport, trial_name
@@ -126,6 +126,8 @@ def _measure(
         counts=np.asarray(meaning.counts, dtype=np.int64) if meaning.counts else None,
         device=state.device,
     )
+    if space.evaluation.num_samples < detector.dim and not torch.distributed.is_initialized():
+        return low_rank_distance(batches, detector, reference)
     return distance_to(reference, merged_over_workers(image_statistics(batches, detector)))
 
 

@@ -86,7 +86,7 @@ def evaluate(
         raise ConfigurationError("--metrics names none", mend="name them with commas between: --metrics fd,prdc")
     earlier = None if against is None else _read(against)
     with Display(quiet=quiet) as show, _runner(address) as run:
-        told = measure(request, cache=cache_folder(), run=run, show=show)
+        told = measure(request, cache=cache_folder(), run=run, show=show, against=earlier)
     study = Study(Path(source))
     told |= {
         "efficiency": efficiency(study, told["name"]) if study.exists else None,
@@ -170,13 +170,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _title(told: dict[str, Any]) -> str:
-    reference = told["reference"]
-    images = f"{reference['images']:,} images of " if reference["images"] is not None else ""
-    against = f"against {images}{reference['name']}"
+    reference, against = told["reference"], ""
+    if reference is not None:
+        images = f"{reference['images']:,} images of " if reference["images"] is not None else ""
+        against = f", against {images}{reference['name']}"
     if told["seeds"] is None:
-        return f"{told['name']}, {told['num_samples']:,} images, {against}"
-    seeds = ", ".join(f"{first}-{last}" for first, last in told["seeds"])
-    return f"{told['name']} at {told['images_seen']:,} images seen, seeds {seeds}, {against}"
+        return f"{told['name']}, {told['num_samples']:,} images{against}"
+    seeds = ", ".join(f"{first}-{end - 1}" for first, end in told["seeds"])
+    return f"{told['name']} at {told['images_seen']:,} images seen, seeds {seeds}{against}"
 
 
 def _number(value: float) -> str:

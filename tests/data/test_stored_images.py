@@ -145,3 +145,42 @@ def test_damaged_archives_are_refused(tmp_path):
         archive.writestr("images.npy", b"no array")
     with pytest.raises(InputDataError, match="not an npz file that can be read"):
         open_stored(tmp_path / "a.npz")
+
+
+def _spoiled(tmp_path, compress, change):
+    """The bytes of an npz of images after `change`, on disk."""
+    path = tmp_path / "a.npz"
+    (np.savez_compressed if compress else np.savez)(path, images=pixels_of(3))
+    data = bytearray(path.read_bytes())
+    change(data, data.index(b"PK\x01\x02"))
+    path.write_bytes(data)
+    return path
+
+
+def _encrypted(data, directory):
+    data[6] |= 1
+    data[directory + 8] |= 1
+
+
+def _unknown_packing(data, directory):
+    data[8:10] = data[directory + 10 : directory + 12] = (97).to_bytes(2, "little")
+
+
+def _broken_stream(data, directory):
+    start = 30 + int.from_bytes(data[26:28], "little") + int.from_bytes(data[28:30], "little")
+    data[start : start + 4] = b"\xff\xff\xff\xff"
+
+
+@pytest.mark.parametrize(
+    ("compress", "change"), [(False, _encrypted), (False, _unknown_packing), (True, _broken_stream)]
+)
+def test_archives_that_zipfile_cannot_read_are_refused(tmp_path, compress, change):
+    with pytest.raises(InputDataError, match="not an npz file that can be read"):
+        open_stored(_spoiled(tmp_path, compress, change))
+
+
+def test_an_array_by_its_name_without_the_ending_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images", b"nothing")
+    with pytest.raises(InputDataError, match="not an npz file that can be read"):
+        open_stored(tmp_path / "a.npz")

@@ -1,5 +1,10 @@
 """One, two and three workers give the sums that one process gives."""
 
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -38,6 +43,26 @@ def test_the_number_of_workers_changes_nothing(cluster, work, shown):
             assert [block.count for block in one.blocks] == [21] * 6
             np.testing.assert_array_equal(one.rows, other.rows)
     assert shown[-1] == Progress(task="samples", done=260, total=260, unit="images", ended=True)
+
+
+def test_a_lost_worker_is_started_again_and_its_unit_done_again(cluster, work):
+    class DyingOnce(FileImages):
+        """Images of a file whose reader's process dies when they are first read."""
+
+        def batches(self, positions, opened):
+            note = Path(f"{self.path}.died")
+            if not note.exists():
+                note.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield from super().batches(positions, opened)
+
+    alone = gather(work, run_here, lambda event: None)
+    subject = DyingOnce(path=work.subject.path, batch_size=work.subject.batch_size)
+    with cluster_runner(None, workers=2) as run:
+        found = gather(dataclasses.replace(work, subject=subject), run, lambda event: None)
+    assert Path(f"{work.subject.path}.died").exists()
+    for (one,), (other,) in zip(found, alone, strict=True):
+        np.testing.assert_allclose(one.statistics.outer, other.statistics.outer, rtol=1e-12)
 
 
 def test_an_error_of_ours_arrives_as_itself(cluster, work, tmp_path):

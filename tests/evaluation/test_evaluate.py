@@ -3,13 +3,21 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
+from PIL import Image
 
-from cedm_ray.errors import ConfigurationError
+from cedm_ray import durable
+from cedm_ray.data.image_set import open_image_set
+from cedm_ray.errors import ConfigurationError, IntegrityError
+from cedm_ray.evaluation import gathering
 from cedm_ray.evaluation.evaluate import compare, evaluate
 from cedm_ray.evaluation.gathering import run_here
 from cedm_ray.evaluation.requests import Request
+from cedm_ray.features.extractors import open_extractor
 from cedm_ray.search.model import find_model
 from cedm_ray.search.results import UNCONDITIONAL, Notice
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
 
 
 def frechet(a, b):
@@ -23,8 +31,9 @@ def refuse(work, show):
 
 @pytest.fixture
 def ask(tmp_path):
-    def call(source, *, run=run_here, show=lambda event: None, **asked):
-        return evaluate(Request(source=str(source), **asked), cache=tmp_path / "cache", run=run, show=show)
+    def call(source, *, run=run_here, show=lambda event: None, against=None, **asked):
+        request = Request(source=str(source), **asked)
+        return evaluate(request, cache=tmp_path / "cache", run=run, show=show, against=against)
 
     return call
 
@@ -77,7 +86,7 @@ def test_a_model_is_measured_on_disjoint_sets_of_its_seeds(ask, done, color_netw
         images = np.concatenate(list(model.sample(range(20 * number, 20 * number + 20))))
         expected = frechet(study_tools.mean_colors(images), study_tools.mean_colors(training))
         assert value == pytest.approx(expected, rel=1e-2)
-    assert told["seeds"] == [[0, 19], [20, 39]]
+    assert told["seeds"] == told["scores"][0]["seeds"] == [[0, 20], [20, 40]]
     assert (told["name"], told["num_clusters"], told["images_seen"]) == (UNCONDITIONAL, None, 512)
 
 
@@ -98,13 +107,14 @@ def test_the_same_question_is_answered_from_the_record(ask, done):
 
 
 def test_two_models_are_compared_on_common_seeds(ask, done):
-    told = ask(done.path, num=24, sets=1, versus=UNCONDITIONAL)
+    named = f"{UNCONDITIONAL}@0.512"
+    told = ask(done.path, num=24, sets=2, versus=named)
     mine = told["scores"][0]["mean"]
-    other = ask(done.path, num=24, sets=1, trial=UNCONDITIONAL)["scores"][0]["mean"]
+    other = ask(done.path, num=24, sets=2, trial=UNCONDITIONAL)["scores"][0]["mean"]
     (difference,) = told["differences"]
     assert difference["value"] == pytest.approx(mine - other, rel=1e-6)
     assert difference["low"] < difference["value"] < difference["high"]
-    assert difference["versus"] == UNCONDITIONAL
+    assert difference["versus"] == named
 
 
 def test_novelty_is_held_against_test_images(ask, done, sides):
@@ -112,6 +122,89 @@ def test_novelty_is_held_against_test_images(ask, done, sides):
     names = [score["metric"] for score in told["scores"]]
     assert names == ["AUROC[pixels]", "memorized[pixels]", "similarity[pixels]", "memorized test[pixels]"]
     assert all(0 <= score["mean"] <= 1 for score in told["scores"] if not score["metric"].startswith("sim"))
+
+
+def test_confidence_is_refused_before_any_work_where_the_head_saw_other_features(ask, done):
+    settled = done.settled()
+    settled["features"]["pixel_components"] = 8
+    durable.replace_record(done.path / "space.json", settled)
+    with pytest.raises(IntegrityError, match="pixels is not what the clusters were fitted on"):
+        ask(done.path, num=16, metrics=("msp",), run=refuse)
+
+
+def test_numbers_depend_on_what_they_are_about(ask, done, sides):
+    """The same words of another test set, another unconditional model or another C are other quantities."""
+    asked = {"num": 16, "sets": 1, "metrics": ("fd", "ufd", "auroc", "memorization", "msp")}
+    told = ask(done.path, test=str(sides[0]), **asked)
+    found = {score["metric"].partition("[")[0]: score["reference"] for score in told["scores"]}
+    training = told["reference"]["digest"]
+    assert found["FD"] == found["memorized"] == found["similarity"] == training
+    assert found["AUROC"] == found["memorized test"]
+    assert len({training, found["uFD"], found["AUROC"], found["MSP"]}) == 4
+    other = ask(done.path, test=sides[1], **asked)
+    with pytest.raises(ConfigurationError, match=r"AUROC\[pixels\]: .* differ in the reference set"):
+        compare(told, other)
+
+
+def test_what_does_not_compare_is_refused_before_any_work(ask, done):
+    earlier = ask(done.path, num=16, sets=2)
+    with pytest.raises(ConfigurationError, match=r"differ in the number of images \(18 and 16\)"):
+        ask(done.path, num=18, sets=2, run=refuse, against=earlier)
+    with pytest.raises(ConfigurationError, match="no metric is in both"):
+        ask(done.path, num=16, sets=2, metrics=("kd",), run=refuse, against=earlier)
+
+
+def test_too_few_images_for_a_line_are_refused_before_any_work(ask, sides, color_network, done):
+    # Unions of at least 2 x 16 images: 3 and 6 blocks of 11 are the first that are.
+    asked = {"metrics": ("fd_inf",), "sets": 1}
+    for num in (12, 65):
+        with pytest.raises(ConfigurationError, match="too few") as error:
+            ask(done.path, num=num, run=refuse, **asked)
+        assert error.value.mend == "raise --num to 66"
+    assert ask(done.path, num=66, **asked)["scores"][0]["metric"] == "FD[pixels]_inf"
+
+
+@pytest.mark.parametrize("kind", ["files", "another study"])
+def test_pixels_are_those_of_the_models_own_study_whatever_the_reference(
+    ask, finished, tiny_space, study_tools, tmp_path, kind
+):
+    held_out = np.random.default_rng(5).integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "held_out.npz", images=held_out)
+    reference = tmp_path / "held_out.npz"
+    if kind == "another study":
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        for index, image in enumerate(held_out):
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index:02d}.png")
+        changes = {"images": {"source": str(folder)}, "features": {"extractor": "pixels", "pixel_components": 5}}
+        space = SearchSpace.model_validate(tiny_space.model_dump(mode="json") | changes)
+        reference = tmp_path / "other"
+        study_tools.prepare(Study(reference), space)
+    told = ask(finished.path, trial=UNCONDITIONAL, num=20, sets=1, reference=str(reference))
+    extractor = open_extractor("pixels", open_image_set(finished.images), pixel_components=16)
+    model = find_model(finished, UNCONDITIONAL, "cpu", lambda event: None)
+    mine, other = (
+        extractor(torch.from_numpy(side)).double().numpy()
+        for side in (np.concatenate(list(model.sample(range(20)))), held_out)
+    )
+    assert told["scores"][0]["mean"] == pytest.approx(frechet(mine, other), rel=1e-3)
+    assert told["scores"][0]["detector"] == extractor.key
+
+
+def test_an_inception_score_needs_nothing_to_compare_with(ask, sides, monkeypatch):
+    class Half:
+        name, key, dim, device = "inception_probabilities", "k", 4, torch.device("cpu")
+
+        def __call__(self, images):
+            return torch.eye(4)[images[:, 0, 0, 0].long() % 2]
+
+    monkeypatch.setattr(gathering, "open_inception_classifier", lambda device, weights: Half())
+    told = ask(sides[0], metrics=("is",))
+    score, deviation = told["scores"]
+    assert (score["metric"], deviation["metric"]) == ("IS", "IS std over splits")
+    assert 1 < score["mean"] <= 2
+    assert deviation["mean"] > 0
+    assert (told["reference"], told["collapsed"]) == (None, None)
 
 
 def test_images_all_alike_are_said_to_be(ask, sides, color_network, tmp_path):

@@ -108,7 +108,7 @@ def test_a_damaged_file_is_computed_again_and_named(files, detector, tmp_path):
 def test_a_study_is_read_where_its_rungs_have_computed_it(finished, tiny_space):
     images = open_image_set(finished.images)
     detector = open_detector(tiny_space, images, "cpu")
-    reference = study_reference(finished, images, pixel_components=16, batch_size=64)
+    reference = study_reference(finished, images, fitted_on=str(finished.images), pixel_components=16, batch_size=64)
     found = reference.summary(Network(spec="pixels"), detector, Keep(statistics=True), refuse, quiet)
     rung = reference_statistics(finished, tiny_space, images, detector)
     assert (found.statistics.outer == rung.outer).all()
@@ -117,7 +117,7 @@ def test_a_study_is_read_where_its_rungs_have_computed_it(finished, tiny_space):
 
 def test_all_training_features_are_found_or_made(done, color_network, tiny_space, study_tools):
     images = open_image_set(done.images)
-    reference = study_reference(done, images, pixel_components=16, batch_size=64)
+    reference = study_reference(done, images, fitted_on=str(done.images), pixel_components=16, batch_size=64)
     extractor = open_extractor(str(color_network), images)
     expected = study_tools.mean_colors(images.pixels)
     np.testing.assert_allclose(training_features(reference, extractor, quiet), expected, rtol=1e-5)

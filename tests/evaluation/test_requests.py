@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cedm_ray import durable
 from cedm_ray.errors import ConfigurationError, InputDataError
 from cedm_ray.evaluation.gathering import FileImages, Keep, Network
 from cedm_ray.evaluation.requests import SETS, Request, settle
@@ -66,6 +67,40 @@ def test_weights_of_the_space_and_of_the_request(plan, done, tiny_space):
     assert found.networks["fd"] == Network(spec="pixels")
     with pytest.raises(ConfigurationError, match="--weights names dinov2"):
         plan(done.path, weights=(("dinov2", "w.pt"),))
+
+
+def test_weights_are_those_of_the_role_and_not_of_the_word(plan, done):
+    settled = done.settled()
+    settled["features"] |= {"extractor": "resnet18", "weights": "/clustered_by.safetensors"}
+    settled["evaluation"] |= {"detector": "resnet18", "weights": "/measured_by.safetensors"}
+    durable.replace_record(done.path / "space.json", settled)
+    both = ("fd", "msp")
+    found = {word: network.weights for word, network in plan(done.path, metrics=both).networks.items()}
+    assert found == {"fd": "/measured_by.safetensors", "msp": "/clustered_by.safetensors"}
+    given = plan(done.path, metrics=both, weights=((None, "/mine.pt"),)).networks
+    assert (given["fd"].weights, given["msp"].weights) == ("/mine.pt", "/clustered_by.safetensors")
+    named = plan(done.path, metrics=both, weights=(("resnet18", "/mine.pt"),)).networks
+    assert (named["fd"].weights, named["msp"].weights) == ("/mine.pt", "/mine.pt")
+    with pytest.raises(ConfigurationError, match="--weights names resnet18"):
+        plan(done.path, metrics=("msp",), weights=((None, "/mine.pt"),))
+
+
+def test_stored_features_are_no_network(plan, done):
+    settled = done.settled()
+    settled["features"]["extractor"] = "/mine.npy"
+    durable.replace_record(done.path / "space.json", settled)
+    for word in ("msp", "memorization"):
+        with pytest.raises(ConfigurationError, match=r"mine\.npy holds features of the training images only"):
+            plan(done.path, metrics=("fd", word))
+
+
+def test_seeds_end_at_2_to_the_32(plan, done):
+    settled = done.settled()
+    settled["evaluation"]["first_seed"] = 2**32 - 60
+    durable.replace_record(done.path / "space.json", settled)
+    assert plan(done.path, num=20).seeds[-1].stop == 2**32
+    with pytest.raises(ConfigurationError, match=r"2\^32"):
+        plan(done.path, num=21)
 
 
 def test_the_key_is_that_of_the_question(plan, finished, color_network):

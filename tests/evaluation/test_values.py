@@ -105,12 +105,28 @@ def test_confidence_is_the_largest_probability(material):
 
 def test_inception_score_of_certain_and_even_classes_is_their_number(material):
     material.sets = [{NET: summary(np.tile(np.eye(5, dtype=np.float32), (20, 1)))}]
-    ((value, _),) = values(MEASURES["is"], NET, material)[0]
-    assert value == pytest.approx(5)
+    ((value, _),), ((std, _),) = values(MEASURES["is"], NET, material)
+    assert (value, std) == (pytest.approx(5), pytest.approx(0, abs=1e-12))
+    # 8 shares of 5 and 2 that see one class only.
+    ordered = np.concatenate([np.tile(np.eye(5, dtype=np.float32), (16, 1)), np.tile(np.eye(5)[:1], (20, 1))])
+    material.sets = [{NET: summary(ordered.astype(np.float32))}]
+    ((value, _),), ((std, _),) = values(MEASURES["is"], NET, material)
+    assert (value, std) == (pytest.approx(4.2), pytest.approx(1.6))
 
 
 def test_images_all_alike_are_collapsed(material):
     assert not is_collapsed(NET, material)
     material.sets.append({NET: summary(np.ones((50, 6), dtype=np.float32))})
     assert is_collapsed(NET, material)
-    assert not is_collapsed(Network(spec="another"), material)
+    assert is_collapsed(Network(spec="another"), material) is None
+
+
+def test_rows_and_other_statistics_tell_as_much_where_there_is_no_distance(material):
+    alike = np.ones((50, 6), dtype=np.float32)
+    for kept in ("rows", "training", "unconditional"):
+        own = Material(**{kept: getattr(material, kept)})
+        own.sets = [{NET: Summary(statistics=None, blocks=(), rows=features_of(1))}]
+        assert is_collapsed(NET, own) is False
+        own.sets.append({NET: Summary(statistics=None, blocks=(), rows=alike)})
+        assert is_collapsed(NET, own) is True
+    assert is_collapsed(NET, Material(sets=material.sets)) is None

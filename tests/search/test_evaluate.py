@@ -8,10 +8,13 @@ import scipy.linalg
 import torch
 
 from cedm_ray.data.image_set import ImageSet
+from cedm_ray.errors import InputDataError
+from cedm_ray.metrics.frechet import frechet_reference
 from cedm_ray.search.evaluate import (
     EvaluationConfig,
     distance_to,
     image_statistics,
+    low_rank_distance,
     merged_over_workers,
     own_share,
     training_batches,
@@ -49,6 +52,16 @@ def test_statistics_of_read_only_pixels_raise_no_warning():
     assert image_statistics([images], flat).count == 8
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_detector_whose_features_are_not_finite_is_named(bad):
+    def broken(images):
+        return torch.full((len(images), 2), bad)
+
+    broken.name, broken.device, broken.dim = "my_net", torch.device("cpu"), 2
+    with pytest.raises(InputDataError, match="my_net makes features of images that are not finite"):
+        image_statistics([np.zeros((3, 3, 4, 4), dtype=np.uint8)], broken)
+
+
 def test_no_images_have_empty_statistics():
     assert image_statistics([], flat).count == 0
 
@@ -69,6 +82,25 @@ def test_images_that_are_all_alike_are_collapsed():
     distance, collapsed = distance_to(reference, image_statistics([alike], flat))
     assert collapsed
     assert np.isfinite(distance)
+
+
+def test_fewer_images_than_features_give_the_same_distance_by_their_features():
+    random = np.random.default_rng(0)
+    net = torch.from_numpy(random.normal(size=(48, 40)))
+
+    def extractor(images):
+        return images.flatten(1).double() @ net / 255
+
+    extractor.name, extractor.device, extractor.dim = "net", torch.device("cpu"), 40
+    training, generated, gray = (
+        random.integers(0, top, (count, 3, 4, 4), dtype=np.uint8) for top, count in ((256, 100), (200, 15), (1, 15))
+    )
+    reference = frechet_reference(image_statistics([training], extractor))
+    for images in (generated, gray):
+        found = low_rank_distance([images[:7], images[7:]], extractor, reference)
+        distance, alike = distance_to(reference, image_statistics([images], extractor))
+        assert found == (pytest.approx(distance, rel=1e-8), alike)
+    assert low_rank_distance([gray], extractor, reference)[1]
 
 
 def test_training_batches_are_all_images_in_row_order():

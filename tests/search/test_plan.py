@@ -63,6 +63,21 @@ def test_shares_are_worked_by_hand(tiny_space):
     assert shorter.sampling.num_steps == 4
 
 
+def test_guidance_doubles_the_passes_of_sampling(tiny_space):
+    network = tiny_space.network.model_dump(mode="json") | {"label_dropout": 0.1}
+    sampling = tiny_space.sampling.model_dump(mode="json") | {"guidance": 1.0}
+    plain, guided = (
+        plan_trial(space_with(tiny_space, network=network, **more), 8).rungs[0] for more in ({}, {"sampling": sampling})
+    )
+    assert guided.sampling_flops == 2 * plain.sampling_flops
+    assert guided.training_flops == plain.training_flops
+
+
+def test_a_file_beside_the_space_is_a_file_and_not_the_timm_model_of_that_name(tiny_space):
+    assert detector_flops(space_with(tiny_space, evaluation={"detector": "resnet18"}), 32) > 0
+    assert detector_flops(space_with(tiny_space, evaluation={"detector": "resnet18.pt"}), 32) is None
+
+
 def test_a_size_that_the_network_cannot_halve_is_a_configuration_error(tiny_space):
     space = space_with(tiny_space, network={"channel_mult": [1, 1, 1]})
     with pytest.raises(ConfigurationError, match="multiple of 4") as error:

@@ -10,6 +10,7 @@ from cedm_ray import durable
 from cedm_ray.diffusion.train import DivergedError, TrainProgress
 from cedm_ray.errors import InputDataError, IntegrityError, StorageError
 from cedm_ray.search import trial as trial_module
+from cedm_ray.search.evaluate import distance_to, image_statistics
 from cedm_ray.search.model import EMA_FILE, TRAINING_FILE
 from cedm_ray.search.results import Notice, TrialReport
 from cedm_ray.search.space import SearchSpace
@@ -244,3 +245,23 @@ def test_a_full_disk_ends_the_trial_with_what_was_acknowledged_kept(whole, fresh
     assert durable.newest_checkpoint(fresh.checkpoints("c00004")).manifest["images_seen"] == 384
     assert reports_in(run(fresh, tiny_space)) == reports_in(whole[1])
     assert final_weights(fresh) == final_weights(whole[0])
+
+
+def test_a_rung_of_fewer_images_than_features_is_measured_by_the_features(fresh, tiny_space, monkeypatch):
+    """As by their statistics, and without a D x D sum of them."""
+    evaluation = tiny_space.evaluation.model_copy(update={"num_samples": 12})
+    rungs = tiny_space.rungs.model_copy(update={"rungs_kimg": (0.128,)})
+    space = tiny_space.model_copy(update={"evaluation": evaluation, "rungs": rungs})
+    other = Study(fresh.path.parent / "other")
+    shutil.copytree(fresh.path, other.path)
+    with monkeypatch.context() as patched:
+        patched.setattr(trial_module, "image_statistics", None)
+        (by_features,) = [event for event in run(fresh, space) if isinstance(event, TrialReport)]
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            trial_module,
+            "low_rank_distance",
+            lambda batches, detector, reference: distance_to(reference, image_statistics(batches, detector)),
+        )
+        (by_sums,) = [event for event in run(other, space) if isinstance(event, TrialReport)]
+    assert by_features.distance == pytest.approx(by_sums.distance, rel=1e-8)
