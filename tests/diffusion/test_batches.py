@@ -29,14 +29,14 @@ def _source(share: slice, probability: float = 0.5, pixels: np.ndarray = PIXELS)
 
 
 def _fields(batch):
-    return [batch.pixels, batch.classes, batch.draws, batch.sigma, batch.noise]
+    return [batch.pixels, batch.conditions, batch.draws, batch.sigma, batch.noise]
 
 
 def test_images_are_those_of_the_order():
     batch = _source(slice(0, 12)).draw(36)
     rows = ORDER.rows(36, 12)
     assert np.array_equal(batch.pixels.numpy(), PIXELS[rows])
-    assert batch.classes.tolist() == rows.tolist()
+    assert batch.conditions.tolist() == rows.tolist()
 
 
 def test_shares_and_pieces_are_cuts_of_the_whole_batch():

@@ -222,9 +222,11 @@ def test_learning_rate_rises_with_the_images_seen():
     config = TrainConfig(learning_rate=1e-3)
     rates = [learning_rate_at(seen, config, 200_000) for seen in (0, 2_500_000, 10_000_000, 50_000_000)]
     assert rates == pytest.approx([0, 2.5e-4, 1e-3, 1e-3])
-    open_ramp = config.model_copy(update={"lr_rampup_kimg": None})
-    assert learning_rate_at(2_500, open_ramp, 50) == pytest.approx(5e-4)
-    assert learning_rate_at(5_000_000, open_ramp, 200_000) == pytest.approx(5e-4)
+    # A short budget has a short ramp, so that its rungs do not lie inside it.
+    assert learning_rate_at(2_500, config, 50) == pytest.approx(5e-4)
+    assert learning_rate_at(5_000, config, 50) == pytest.approx(1e-3)
+    fixed = config.model_copy(update={"lr_rampup_kimg": 10_000.0})
+    assert learning_rate_at(2_500, fixed, 50) == pytest.approx(2.5e-7)
     assert learning_rate_at(0, config.model_copy(update={"lr_rampup_kimg": 0.0}), 50) == 1e-3
 
 
@@ -232,9 +234,10 @@ def test_learning_rate_rises_with_the_images_seen():
 def test_half_precision_trains_close_to_single(precision):
     config = CONFIG.model_copy(update={"precision": precision})
     single, half = _state(), _state(config)
-    # Loss scaling may start with skipped steps, so the last step is what can be compared.
-    expected = _run(single, 64, progress_every=16)[-1].loss
-    assert _run(half, 64, config, progress_every=16)[-1].loss == pytest.approx(expected, rel=0.03)
+    # Loss scaling starts with a few skipped steps, so the last step is what can be compared.
+    expected = _run(single, 128, progress_every=16)[-1].loss
+    assert _run(half, 128, config, progress_every=16)[-1].loss == pytest.approx(expected, rel=0.03)
+    assert half.skipped_steps < 6
     assert (half.scaler is None) == (precision == "bfloat16")
     assert all(t.dtype == torch.float32 for name, t in half.tensors().items() if not name.startswith("scaler."))
 
@@ -287,8 +290,8 @@ def test_tensors_of_another_network_are_refused_and_change_nothing():
     [
         ({"pixels": PIXELS.astype(np.float32)}, r"pixels must be uint8 \[64, 3, 8, 8\], got float32"),
         ({"pixels": PIXELS[:60]}, r"got uint8 \[60, 3, 8, 8\]"),
-        ({"classes": None}, "classes must be None exactly when num_classes is 0, got None for 4"),
-        ({"classes": CLASSES[:60]}, r"classes must have shape \[64\], got \[60\]"),
+        ({"classes": None}, "conditions must be None exactly for an unconditional network, got None for 4 classes"),
+        ({"classes": CLASSES[:60]}, r"conditions must have shape \[64\], got \[60\]"),
         ({"classes": CLASSES + 1}, r"classes must lie in \[-1, 3\], got 0 to 4"),
         ({"progress_every": 0}, "progress_every must be at least 1, got 0"),
         ({"augment": AugmentConfig()}, r"augment.probability must be 0 exactly .* got 0\.12"),
