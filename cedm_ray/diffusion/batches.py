@@ -64,7 +64,7 @@ class Batch:
 
     def clean_images(self) -> tuple[Tensor, Tensor | None]:
         """The images in [-1, 1], augmented, and their labels [B, 9], None without augmentation."""
-        clean = self.pixels.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+        clean = self.pixels.to(torch.float32).div_(127.5).sub_(1)
         return (clean, None) if self.draws is None else apply_augmentation(clean, self.draws)
 
 

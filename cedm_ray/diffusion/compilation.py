@@ -25,9 +25,9 @@ def compile_blocks(denoiser: Denoiser, batch: Batch) -> str | None:
     """
     dynamo.recompile_limit = max(dynamo.recompile_limit, KINDS)
     blocks = denoiser.net.blocks()
-    for block in blocks:
-        block.compile(backend=BACKEND, dynamic=False)
     try:
+        for block in blocks:
+            block.compile(backend=BACKEND, dynamic=False)
         clean, labels = batch.clean_images()
         losses = edm_loss(
             denoiser, clean, batch.conditions, labels, batch.sigma, batch.noise, sigma_data=denoiser.config.sigma_data

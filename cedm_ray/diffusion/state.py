@@ -95,9 +95,7 @@ class TrainState:
         device = torch.device(device)
         augment_dim = NUM_LABELS if augment_config.probability else 0
         unet = UNet(unet_config, image_size, num_classes, augment_dim, feature_dim=feature_dim, seed=seed)
-        net = Denoiser(unet, edm_config)
-        # Convolutions are faster with the channels last, on tensor cores and (measured, by 8 %) on a CPU.
-        net = net.to(device, memory_format=torch.channels_last)
+        net = Denoiser(unet.arrange(device), edm_config)
         ema = copy.deepcopy(net).eval().requires_grad_(False)
         optimizer = torch.optim.Adam(net.parameters(), lr=train_config.learning_rate, fused=True)
         for weight in net.parameters():

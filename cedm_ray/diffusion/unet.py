@@ -22,6 +22,9 @@ SKIP_SCALE = math.sqrt(0.5)
 ALMOST_ZERO = 1e-5
 """Gain of the last layer of every residual branch: the network starts as nearly nothing, without dead gradients."""
 
+WIDE = 256
+"""Channels from which on a CPU computes faster with the channels first."""
+
 MAX_PERIOD = 10_000
 """Ratio of the highest to the lowest frequency of the noise-level embedding."""
 
@@ -200,11 +203,13 @@ class UNet(nn.Module):
     every condition, so that searches over it start from one network.
 
     compute_dtype: precision of the activations, None = that of x. The weights keep theirs, which is float32.
+    memory_format: layout of the activations, set by `arrange`.
 
     Raises ValueError when S is not divisible by 2^(levels - 1).
     """
 
     compute_dtype: torch.dtype | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
 
     def __init__(
         self,
@@ -276,6 +281,18 @@ class UNet(nn.Module):
         """The residual blocks in the order of the computation."""
         return [*self.encoder, *self.middle, *self.decoder]
 
+    def arrange(self, device: torch.device) -> "UNet":
+        """Move to the device in the layout that is fastest there; returns itself.
+
+        Tensor cores want the channels last. On a CPU that is faster forward and for the gradient of the input, but
+        slower for the gradient of wide weights (measured: by 17 to 40 % at 256 channels, not below), so that wide
+        networks keep the channels first there.
+        """
+        widest = self.config.model_channels * max(self.config.channel_mult)
+        last = device.type != "cpu" or widest < WIDE
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
+        return self.to(device, memory_format=self.memory_format)
+
     @torch.no_grad()
     def _draw_weights(self, seed: int) -> None:
         if self.affines.weight.is_meta:
@@ -301,7 +318,7 @@ class UNet(nn.Module):
         """
         dtype = self.compute_dtype or x.dtype
         shifts = iter(self.affines(self._embed(c_noise, conditions, augment_labels).to(dtype)))
-        x = self.conv_in(x.to(dtype))
+        x = self.conv_in(x.to(dtype, memory_format=self.memory_format))
         skips = [x]
         for block in self.encoder:
             x = block(x, next(shifts))

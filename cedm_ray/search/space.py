@@ -87,7 +87,8 @@ class SearchSpace(Config):
         much is computed at once) and the place of the images, whose content has a digest of its own."""
         plain = self.model_dump(mode="json")
         del plain["resources"], plain["checkpoints"], plain["images"]["source"]
-        del plain["clustering"]["head_group"], plain["training"]["microbatch"], plain["sampling"]["batch_size"]
+        del plain["clustering"]["head_group"], plain["sampling"]["batch_size"]
+        del plain["training"]["microbatch"], plain["training"]["compile"]
         return plain
 
     @classmethod

@@ -283,13 +283,13 @@ def test_conditions_that_do_not_fit_the_network_are_refused():
     x, c_noise = torch.zeros(1, 3, 8, 8), torch.zeros(1)
     with pytest.raises(ValueError, match="conditions must be classes of 10 for this network, got None"):
         UNet(TINY, 8, 10, 0)(x, c_noise)
-    with pytest.raises(ValueError, match="conditions must be None for this network, got torch.int64"):
+    with pytest.raises(ValueError, match=r"conditions must be None for this network, got torch\.int64"):
         UNet(TINY, 8, 0, 0)(x, c_noise, torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="augment_labels must be None"):
         UNet(TINY, 8, 0, 0)(x, c_noise, None, torch.zeros(1, 9))
-    with pytest.raises(ValueError, match=r"conditions must be features of width 5 .* got torch.float32 \[1, 4\]"):
+    with pytest.raises(ValueError, match=r"conditions must be features of width 5 .* got torch\.float32 \[1, 4\]"):
         UNet(TINY, 8, 0, 0, feature_dim=5)(x, c_noise, torch.zeros(1, 4))
-    with pytest.raises(ValueError, match="classes of 10 for this network, got torch.float32"):
+    with pytest.raises(ValueError, match=r"classes of 10 for this network, got torch\.float32"):
         UNet(TINY, 8, 10, 0)(x, c_noise, torch.zeros(1))
     with pytest.raises(ValueError, match="num_classes and feature_dim exclude each other, got 10 and 5"):
         UNet(TINY, 8, 10, 0, feature_dim=5)
