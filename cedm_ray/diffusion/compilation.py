@@ -6,6 +6,8 @@ channels-last memory. CUDA graphs are left out: they save launches, and at train
 longer than its launches take.
 """
 
+import warnings
+
 import torch
 from torch._dynamo import config as dynamo
 
@@ -26,13 +28,12 @@ def compile_blocks(denoiser: Denoiser, batch: Batch) -> str | None:
     dynamo.recompile_limit = max(dynamo.recompile_limit, KINDS)
     blocks = denoiser.net.blocks()
     try:
-        for block in blocks:
-            block.compile(backend=BACKEND, dynamic=False)
-        clean, labels = batch.clean_images()
-        losses = edm_loss(
-            denoiser, clean, batch.conditions, labels, batch.sigma, batch.noise, sigma_data=denoiser.config.sigma_data
-        )
-        torch.autograd.grad(losses.sum(), list(denoiser.parameters()), allow_unused=True)
+        with warnings.catch_warnings():
+            # The compiler looks at gradients of what has none, and torch warns of that; it is nobody's concern.
+            warnings.simplefilter("ignore")
+            for block in blocks:
+                block.compile(backend=BACKEND, dynamic=False)
+            _try_out(denoiser, batch)
     except Exception as error:
         # Whatever a compiler may raise: the step does not need it.
         for block in blocks:
@@ -41,3 +42,10 @@ def compile_blocks(denoiser: Denoiser, batch: Batch) -> str | None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"training goes on without torch.compile, which failed: {lines[0]}"
     return None
+
+
+def _try_out(denoiser: Denoiser, batch: Batch) -> None:
+    clean, labels = batch.clean_images()
+    known = (batch.conditions, labels, batch.sigma, batch.noise)
+    loss = edm_loss(denoiser, clean, *known, sigma_data=denoiser.config.sigma_data).sum()
+    torch.autograd.grad(loss, list(denoiser.parameters()), allow_unused=True)
