@@ -291,7 +291,12 @@ class UNet(nn.Module):
         widest = self.config.model_channels * max(self.config.channel_mult)
         last = device.type != "cpu" or widest < WIDE
         self.memory_format = torch.channels_last if last else torch.contiguous_format
-        return self.to(device, memory_format=self.memory_format)
+        for weight in self.parameters():
+            # Not `Module.to`, which refuses tensors without data (memory.py).
+            layout = self.memory_format if weight.ndim == 4 else torch.contiguous_format
+            weight.data = weight.data.to(device=device, memory_format=layout)
+        self.frequencies = self.frequencies.to(device)
+        return self
 
     @torch.no_grad()
     def _draw_weights(self, seed: int) -> None:
