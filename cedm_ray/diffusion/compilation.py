@@ -9,7 +9,6 @@ longer than its launches take.
 import warnings
 
 import torch
-from torch._dynamo import config as dynamo
 
 from cedm_ray.diffusion.batches import Batch
 from cedm_ray.diffusion.edm import Denoiser, edm_loss
@@ -25,6 +24,9 @@ def compile_blocks(denoiser: Denoiser, batch: Batch) -> str | None:
 
     Returns None, or, where compiling fails, why: the blocks then compute as if nothing had been tried.
     """
+    # Here, because it takes seconds to import and most processes never compile.
+    from torch._dynamo import config as dynamo
+
     dynamo.recompile_limit = max(dynamo.recompile_limit, KINDS)
     blocks = denoiser.net.blocks()
     try:

@@ -31,13 +31,13 @@ class _Dropout(torch.autograd.Function):
         count = x.numel()
         integers = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
         kept = integers.view(torch.int16)[:count] >= dropped - _LEVELS // 2
-        # Over the memory of x in its own order, whatever the layout: every element has one bit pattern.
-        kept = kept.as_strided(x.shape, x.stride())
-        context.save_for_backward(kept)
-        context.scale = _LEVELS / (_LEVELS - dropped)
-        return torch.ops.aten.native_dropout_backward(x, kept, context.scale)
+        # As factors, because a CPU multiplies by a boolean mask five times slower. Over the memory of x in its own
+        # order, whatever the layout: every element has one bit pattern.
+        factors = kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped)).as_strided(x.shape, x.stride())
+        context.save_for_backward(factors)
+        return x * factors
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
-        (kept,) = context.saved_tensors
-        return torch.ops.aten.native_dropout_backward(gradient, kept, context.scale), None
+        (factors,) = context.saved_tensors
+        return gradient * factors, None

@@ -149,8 +149,11 @@ def _waits_anyway(device: torch.device) -> bool:
 
 
 def _prepare(state: TrainState, batches: BatchSource, config: TrainConfig, workers: int) -> str | None:
-    """Compile and wrap the network where that is wanted and not done yet; a note where compiling failed."""
+    """Compile and wrap the network where that is wanted and not done yet; returns a note where compiling failed."""
     note = None
+    if state.device.type == "cuda":
+        # Shapes are the same at every step, so that trying cuDNN's algorithms out once pays.
+        torch.backends.cudnn.benchmark = True
     if state.compiled is None:
         wanted = state.device.type == "cuda" if config.compile is None else config.compile
         if wanted:
