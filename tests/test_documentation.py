@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from cedm_ray.cli import cli
-from cedm_ray.config import Config
+from cedm_ray.config import Config, read_config
+from cedm_ray.diffusion.state import learning_rate_at
 from cedm_ray.search.space import SearchSpace
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +96,38 @@ def test_the_template_has_every_key_and_comments_on_it():
         if re.match(r"\s*\w+: \S", line):
             assert "#" in line or above.strip().startswith("#"), f"no comment: {line}"
         above = line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_space_can_be_read_and_tells_its_promise(path):
+    space = read_config(SearchSpace, path)
+    assert space.name == path.stem
+    head = path.read_text().partition("\nname:")[0]
+    for word in ("Command:", "Cost"):
+        assert word in head, f"{path.name} does not tell its {word}"
+    assert f"search_spaces/{path.name}" in head or "make " in head
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "ffhq64", "ffhq128", "afhq64"])
+def test_the_presets_hold_the_papers_settings(name):
+    """Table 7 and method.md 3.5; the differences between paper and code are said in each file."""
+    space = read_config(SearchSpace, ROOT / f"search_spaces/{name}.yaml")
+    small = name.startswith("cifar")
+    training, network = space.training, space.network
+    assert (training.batch_size, training.learning_rate) == ((1024, 1e-3) if small else (512, 2e-4))
+    assert network.channel_mult == ((2, 2, 2) if small else (1, 2, 2, 2))
+    assert network.dropout == (0.13 if small else 0.25 if name == "afhq64" else 0.05)
+    assert space.augmentation.probability == (0.12 if small else 0.15)
+    assert space.sampling.num_steps == (18 if small else 40)
+    assert space.images.size == (32 if small else 128 if name == "ffhq128" else 64)
+    assert (training.ema_halflife_kimg, training.ema_rampup_ratio) == (500, 0.05)
+    assert space.rungs.rungs_kimg == (15_000, 40_000, 100_000)
+    assert space.candidates.count == 6
+    assert learning_rate_at(5_000_000, training, 100_000) == pytest.approx(training.learning_rate / 2)
+    assert (space.clustering.num_heads, space.clustering.gamma) == (50, 0.6)
+    assert (space.clustering.teacher_momentum, space.clustering.marginal_momentum) == (0.996, 0.9)
+    # A checkpoint at each rung's multiple, so that no rung waits for one of its own.
+    assert all(rung % space.checkpoints.every_kimg == 0 for rung in space.rungs.rungs_kimg)
 
 
 def test_every_verb_and_option_has_a_help_text():

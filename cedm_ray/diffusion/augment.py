@@ -63,6 +63,11 @@ class AugmentConfig(Config):
     )
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device, through pinned memory, so that the host does not wait for what the device is at."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def draw_augmentation(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Parameters [count, P] float32 of `count` images, from a CPU generator; a row of zeros is the identity.
 
@@ -116,18 +121,18 @@ def apply_augmentation(images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """
     if draws.shape != (len(images), NUM_PARAMETERS):
         raise ValueError(f"draws must be [{len(images)}, {NUM_PARAMETERS}], got {list(draws.shape)}")
-    labels = augmentation_labels(draws).to(images.device, non_blocking=True)
+    labels = send(augmentation_labels(draws), images.device)
     images = images.clone()
     # Flips come first in the composition, so that they can be done without resampling.
     for column, dim in ((_FLIP_X, 3), (_FLIP_Y, 2)):
         rows = draws[:, column].nonzero().flatten()
         if len(rows):
-            rows = rows.to(images.device, non_blocking=True)
+            rows = send(rows, images.device)
             images[rows] = images[rows].flip(dim)
     rows = (draws[:, _SCALE:] != 0).any(dim=1).nonzero().flatten()
     if len(rows):
         maps = _inverse_maps(draws[rows].double(), images.shape[2])
-        rows = rows.to(images.device, non_blocking=True)
+        rows = send(rows, images.device)
         images[rows] = _warp(images[rows], maps)
     return images, labels
 
@@ -174,7 +179,7 @@ def _warp(images: Tensor, maps: Tensor) -> Tensor:
 
     enlarge = _enlargement(size, margin, images.device)
     reduce = _enlargement(size, 0, images.device) / 2
-    grid = _sampling_grid(maps, size, margin).to(images.device, torch.float32, non_blocking=True)
+    grid = send(_sampling_grid(maps, size, margin).float(), images.device)
     enlarged = enlarge @ (images @ enlarge.mT)
     sampled = F.grid_sample(
         enlarged,

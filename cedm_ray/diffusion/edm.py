@@ -59,8 +59,8 @@ def draw_sigma(count: int, config: EDMConfig, generator: torch.Generator) -> Ten
 class Denoiser(nn.Module):
     """D(x; sigma): the preconditioned network, an estimate of the clean image.
 
-    Under autocast only the network computes in half precision; its output is taken back to the precision of x before
-    it is combined, because c_skip x + c_out F cancels digits at small sigma.
+    Only the network may compute in half precision (`UNet.compute_dtype`); its output is taken back to the precision of
+    x before it is combined, because c_skip x + c_out F cancels digits at small sigma.
     """
 
     def __init__(self, net: UNet, config: EDMConfig) -> None:
@@ -70,26 +70,32 @@ class Denoiser(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the condition; 0 for an unconditional network."""
+        """Number of classes of the condition; 0 for a network without classes."""
         return self.net.num_classes
 
-    def forward(
-        self, x: Tensor, sigma: Tensor, classes: Tensor | None = None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        """Denoise x [B, 3, S, S] at sigma [B], given classes [B] int64 (-1 = null) and augmentation labels [B, 9].
+    @property
+    def feature_dim(self) -> int:
+        """Width D of the feature vectors that are the condition; 0 for a network without them."""
+        return self.net.feature_dim
 
-        classes is None for an unconditional network and only then; augment_labels None means "not augmented".
-        Returns [B, 3, S, S] in the dtype of x.
+    def forward(
+        self, x: Tensor, sigma: Tensor, conditions: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """Denoise x [B, 3, S, S] at sigma [B], given conditions and augmentation labels [B, 9].
+
+        conditions: classes [B] int64 (-1 = null), features [B, D] float of unit length (zeros = null), or None for an
+        unconditional network and only then. augment_labels None means "not augmented". Returns [B, 3, S, S] in the
+        dtype of x.
         """
         factors = preconditioning(sigma.view(-1, 1, 1, 1), self.config.sigma_data)
-        residual = self.net(factors.c_in * x, factors.c_noise.view(-1), classes, augment_labels)
+        residual = self.net(factors.c_in * x, factors.c_noise.view(-1), conditions, augment_labels)
         return factors.c_skip * x + factors.c_out * residual.to(x.dtype)
 
 
 def edm_loss(
     denoiser: nn.Module,
     clean: Tensor,
-    classes: Tensor | None,
+    conditions: Tensor | None,
     augment_labels: Tensor | None,
     sigma: Tensor,
     noise: Tensor,
@@ -98,9 +104,9 @@ def edm_loss(
 ) -> Tensor:
     """The training loss of each image [B]: lambda(sigma) |D(clean + sigma noise; sigma) - clean|^2, summed over pixels.
 
-    clean: [B, 3, S, S], already augmented. classes: [B] int64 or None. augment_labels: [B, 9] or None. sigma: [B].
-    noise: [B, 3, S, S], unit normal. denoiser: a `Denoiser`, or one wrapped for data-parallel training, which is why
-    sigma_data is an argument of its own.
+    clean: [B, 3, S, S], already augmented. conditions: as `Denoiser` takes them. augment_labels: [B, 9] or None.
+    sigma: [B]. noise: [B, 3, S, S], unit normal. denoiser: a `Denoiser`, or one wrapped for data-parallel training,
+    which is why sigma_data is an argument of its own.
     """
-    denoised = denoiser(clean + sigma.view(-1, 1, 1, 1) * noise, sigma, classes, augment_labels)
+    denoised = denoiser(clean + sigma.view(-1, 1, 1, 1) * noise, sigma, conditions, augment_labels)
     return loss_weight(sigma, sigma_data) * (denoised - clean).square().sum(dim=(1, 2, 3))

@@ -88,14 +88,27 @@ class Meaning:
         )
 
 
-def save_checkpoint(parent: Path, state: TrainState, meaning: Meaning, keep: int) -> None:
-    """Write the state as the newest checkpoint below `parent` and remove all but `keep`. Raises StorageError."""
-    tensors = {name: tensor.numpy() for name, tensor in state.tensors().items()}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A copy of a training state on the host, which training goes on without changing."""
+
+    tensors: dict[str, torch.Tensor]
+    images_seen: int
+    skipped_steps: int
+
+    @classmethod
+    def take(cls, state: TrainState) -> "Snapshot":
+        return cls(tensors=state.tensors(), images_seen=state.images_seen, skipped_steps=state.skipped_steps)
+
+
+def save_checkpoint(parent: Path, snapshot: Snapshot, meaning: Meaning, keep: int) -> None:
+    """Write a snapshot as the newest checkpoint below `parent` and remove all but `keep`. Raises StorageError."""
+    tensors = {name: tensor.numpy() for name, tensor in snapshot.tensors.items()}
     ema = {name: array for name, array in tensors.items() if name.startswith(_EMA)}
     rest = {name: array for name, array in tensors.items() if not name.startswith(_EMA)}
     files = {EMA_FILE: durable.pack_tensors(ema, {}), TRAINING_FILE: durable.pack_tensors(rest, {})}
-    counters = {"images_seen": state.images_seen, "skipped_steps": state.skipped_steps}
-    durable.write_checkpoint(parent / f"{state.images_seen:012d}", files, {**counters, **meaning.to_json()})
+    counters = {"images_seen": snapshot.images_seen, "skipped_steps": snapshot.skipped_steps}
+    durable.write_checkpoint(parent / f"{snapshot.images_seen:012d}", files, {**counters, **meaning.to_json()})
     durable.keep_checkpoints(parent, keep)
 
 

@@ -109,7 +109,7 @@ class SearchSpace(Config):
         del plain["lower_bound"], plain["kmeans"]
         for key in ("preset", "head_group", "memory_budget_gib", "compile"):
             del plain["clustering"][key]
-        del plain["training"]["microbatch"], plain["sampling"]["batch_size"]
+        del plain["training"]["microbatch"], plain["training"]["compile"], plain["sampling"]["batch_size"]
         return plain
 
     @classmethod

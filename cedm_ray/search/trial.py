@@ -1,8 +1,9 @@
 """run_trial: train one C-EDM and measure it at every rung. A generator: the driver decides whether it goes on.
 
-What it acknowledges (checkpoints, reports) it has written before it yields, so that a trial that is run again after
-any death repeats at most the interval since its last checkpoint, and never a report. Under data-parallel training every
-worker runs this same generator; the first one writes.
+A report is written, and the checkpoint that it rests on before it, before it is yielded; checkpoints in between are
+written while training goes on (`checkpoints.py`). A trial that is run again after any death repeats what it trained
+since its last whole checkpoint, and never a report. Under data-parallel training every worker runs this same
+generator; the first one writes.
 """
 
 import time
@@ -22,9 +23,10 @@ from cedm_ray.errors import InputDataError, IntegrityError
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import ReferenceFactor, frechet_reference
 from cedm_ray.search.agenda import FitTask
+from cedm_ray.search.checkpoints import CheckpointWriter
 from cedm_ray.search.evaluate import distance_to, image_statistics, low_rank_distance, merged_over_workers, own_share
 from cedm_ray.search.measure import open_detector, reference_statistics
-from cedm_ray.search.model import Meaning, load_checkpoint, save_checkpoint
+from cedm_ray.search.model import Meaning, load_checkpoint
 from cedm_ray.search.results import Notice, TrialReport, trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
@@ -69,6 +71,21 @@ def run_trial(
         load_checkpoint(checkpoint, state)
         for reason in checkpoint.fallbacks:
             yield Notice(text=f"{meaning.trial} goes on from {checkpoint.folder.name} images: {reason}")
+    with CheckpointWriter(folder, meaning, space.checkpoints.keep) as writer:
+        yield from _rungs(study, space, state, images, classes, meaning, (detector, reference), writer)
+
+
+def _rungs(
+    study: Study,
+    space: SearchSpace,
+    state: TrainState,
+    images: ImageSet,
+    classes: np.ndarray | None,
+    meaning: Meaning,
+    yardstick: tuple[Extractor, ReferenceFactor],
+    writer: CheckpointWriter,
+) -> Iterator[TrainProgress | TrialReport | Notice]:
+    """From rung to rung. yardstick: the detector and its statistics of the training images."""
     recorded = {report.rung: report for report in study.reports(meaning.trial)}
     for rung, rung_kimg in enumerate(space.rungs.rungs_kimg):
         if rung in recorded:
@@ -89,15 +106,18 @@ def run_trial(
                     if progress.loss is not None:
                         losses.append((progress.loss, progress.images_seen - before))
                     before = progress.images_seen
+                    if progress.note is not None:
+                        yield Notice(text=f"{meaning.trial}: {progress.note}")
                     yield progress
             except DivergedError:
                 diverged = True
             else:
-                _on_first_worker(lambda: save_checkpoint(folder, state, meaning, space.checkpoints.keep))
+                if _is_first_worker():
+                    writer.save(state)
         trained = time.monotonic()
         distance, collapsed = None, False
         if not diverged:
-            distance, collapsed = _measure(space, state, meaning, detector, reference)
+            distance, collapsed = _measure(space, state, meaning, *yardstick)
         report = TrialReport(
             trial=meaning.trial,
             rung=rung,
@@ -110,7 +130,10 @@ def run_trial(
             skipped_steps=state.skipped_steps,
             collapsed=collapsed,
         )
-        _on_first_worker(lambda report=report: study.write_report(report))
+        if _is_first_worker():
+            writer.wait()
+            study.write_report(report)
+        _meet()
         yield report
 
 
@@ -193,11 +216,11 @@ def _next_checkpoint(space: SearchSpace, images_seen: int) -> float:
     return (images_seen // interval + 1) * interval
 
 
-def _on_first_worker(action) -> None:
-    """Do it on the first data-parallel worker, and let none go on before it is done."""
-    if not torch.distributed.is_initialized():
-        action()
-        return
-    if torch.distributed.get_rank() == 0:
-        action()
-    torch.distributed.barrier()
+def _is_first_worker() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def _meet() -> None:
+    """Let no data-parallel worker go on before all are here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()

@@ -12,11 +12,17 @@ from cedm_ray.verbs.options import open_study, options, short
 @click.command()
 @click.argument("space", type=click.Path(path_type=Path))
 @click.option("--num-clusters", type=click.IntRange(min=2), help="C; without it the unconditional model is trained.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Train nothing and write nothing: print parameters, memory, speed on 20 steps, hours to the budget.",
+)
 @options("study", "images", "address", "quiet", "json")
 def train(
     space: Path,
     study: Path,
     num_clusters: int | None,
+    dry_run: bool,
     images: str | None,
     address: str | None,
     quiet: bool,
@@ -25,6 +31,9 @@ def train(
     """Train one C-EDM through the rungs, with its clusters."""
     import dataclasses
 
+    if dry_run:
+        _print_rehearsal(space, study, num_clusters, images, quiet, as_json)
+        return
     from cedm_ray.distributed.run import run_study
     from cedm_ray.features.extractors import distance_name
     from cedm_ray.search.agenda import Goal
@@ -53,3 +62,50 @@ def train(
         click.echo(f"{name} {end.reason}")
     if end.status in ("diverged", "collapsed"):
         raise NoUsableResultError(f"{name} {end.reason}", mend="lower training.learning_rate, or train longer")
+
+
+def _print_rehearsal(
+    space: Path, study: Path, num_clusters: int | None, images: str | None, quiet: bool, as_json: bool
+) -> None:
+    """What `train` would take, on this machine and without Ray. Leaves the study alone, exit.json included."""
+    import dataclasses
+
+    import torch
+
+    from cedm_ray.config import read_config
+    from cedm_ray.search.rehearsal import STEPS, Rehearsal, rehearse
+    from cedm_ray.search.space import SearchSpace
+    from cedm_ray.search.study import Study
+    from cedm_ray.terminal import Display, print_table
+
+    # Not read_space: a space whose images are still to come can be tried too.
+    read = read_config(SearchSpace, space, {"images.source": images} if images is not None else None)
+    place = Study(study)
+    if place.exists:
+        place.settle(read.settled())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with Display(quiet=quiet) as show:
+        for event in rehearse(place, read, num_clusters, device=device):
+            if isinstance(event, Rehearsal):
+                found = event
+            else:
+                show(event)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        return
+    rows = [
+        [c.trial, "not fitted yet" if c.num_classes is None else c.num_classes, f"{c.parameters:,}"]
+        for c in found.conditions
+    ]
+    print_table("", ["trial", "classes", "parameters"], rows)
+    share = found.batch_size // found.workers
+    where = "the study's images" if found.images == "study" else f"random {found.image_size}x{found.image_size} images"
+    hours = f"{found.hours:,.0f} h" if found.hours >= 100 else f"{found.hours:.3g} h"
+    lines = {
+        "memory": f"{found.memory_bytes / 2**30:.2f} GiB predicted at the peak of a worker, {share} images a step",
+        "speed": f"{found.images_per_s:.4g} images/s of one worker, {STEPS} steps of {found.measured_batch} on {where}",
+        "device": f"{found.device}, {found.precision}",
+        "time": f"{hours} to {found.budget_kimg:,g} kimg with {found.workers} worker(s), sampling left out",
+    }
+    for name, text in lines.items():
+        click.echo(f"{name:<8}{text}")

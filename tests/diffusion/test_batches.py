@@ -14,7 +14,9 @@ CLASSES = np.arange(20)
 ORDER = TrainingOrder(num_images=20, seed=1)
 
 
-def _source(share: slice, probability: float = 0.5, pixels: np.ndarray = PIXELS) -> BatchSource:
+def _source(
+    share: slice, probability: float = 0.5, pixels: np.ndarray = PIXELS, prefetch: bool | None = None
+) -> BatchSource:
     return BatchSource(
         pixels,
         CLASSES,
@@ -25,18 +27,19 @@ def _source(share: slice, probability: float = 0.5, pixels: np.ndarray = PIXELS)
         order=ORDER,
         seed=7,
         device=torch.device("cpu"),
+        prefetch=prefetch,
     )
 
 
 def _fields(batch):
-    return [batch.pixels, batch.classes, batch.draws, batch.sigma, batch.noise]
+    return [batch.pixels, batch.conditions, batch.draws, batch.sigma, batch.noise]
 
 
 def test_images_are_those_of_the_order():
     batch = _source(slice(0, 12)).draw(36)
     rows = ORDER.rows(36, 12)
     assert np.array_equal(batch.pixels.numpy(), PIXELS[rows])
-    assert batch.classes.tolist() == rows.tolist()
+    assert batch.conditions.tolist() == rows.tolist()
 
 
 def test_shares_and_pieces_are_cuts_of_the_whole_batch():
@@ -88,3 +91,21 @@ def test_streams_steps_and_ranks_have_seeds_of_their_own():
     assert len(seeds) == 16
     with pytest.raises(ValueError, match="non-negative"):
         stream_seed(-1, 0, 0)
+
+
+def test_reading_ahead_changes_nothing_wherever_one_continues():
+    plain, ahead = _source(slice(2, 9)), _source(slice(2, 9), prefetch=True)
+    # In order, from another place, and back: what was read ahead in vain is not used.
+    for images_seen in (0, 12, 24, 120, 132, 0):
+        for expected, got in zip(_fields(plain.draw(images_seen)), _fields(ahead.draw(images_seen)), strict=True):
+            assert torch.equal(expected, got)
+    ahead.close()
+    ahead.close()
+
+
+def test_features_are_taken_in_single_precision():
+    source = _source(slice(0, 12))
+    source.conditions = np.random.default_rng(2).normal(size=(20, 3)).astype(np.float16)
+    taken = source.draw(36).conditions
+    assert taken.dtype == torch.float32
+    assert np.array_equal(taken.numpy(), source.conditions[ORDER.rows(36, 12)].astype(np.float32))

@@ -1,18 +1,23 @@
 """Training against its promises: every split is the same optimization, a resumed run is the run, a bad step leaves
 no trace."""
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from pydantic import ValidationError
+import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cedm_ray.data.order import TrainingOrder
+from cedm_ray.diffusion import compilation
 from cedm_ray.diffusion import train as training
 from cedm_ray.diffusion.augment import AugmentConfig
 from cedm_ray.diffusion.edm import EDMConfig
-from cedm_ray.diffusion.train import DivergedError, TrainConfig, TrainState, learning_rate_at, train
+from cedm_ray.diffusion.train import DivergedError, TrainConfig, TrainState, train
 from cedm_ray.diffusion.unet import UNetConfig
 
 NET = UNetConfig(model_channels=8, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(4,), dropout=0.0)
@@ -56,6 +61,7 @@ def _worker(rank: int, workers: int, folder: str) -> None:
         state = _state()
         # Two calls, because a rung ends one and the next one reuses the wrapper.
         _run(state, 10 * 16, config)
+        torch.save(state.tensors(), f"{folder}/half-{rank}.pt")
         progress = _run(state, 20 * 16, config)
         torch.save(state.tensors(), f"{folder}/weights-{rank}.pt")
         torch.save(torch.tensor([progress[-1].loss]), f"{folder}/loss-{rank}.pt")
@@ -63,15 +69,27 @@ def _worker(rank: int, workers: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def test_two_workers_train_the_same_network_as_one(tmp_path):
-    alone = _state()
-    _run(alone, 10 * 16)
-    loss = _run(alone, 20 * 16)[-1].loss
-    torch.multiprocessing.spawn(_worker, (2, str(tmp_path)), nprocs=2)
-    for rank in range(2):
+@pytest.fixture(scope="module")
+def alone():
+    """A state that one process trained for 20 steps, with the loss of its second half."""
+    state = _state()
+    _run(state, 10 * 16)
+    return state, _run(state, 20 * 16)[-1].loss
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_train_the_same_network_as_one_process(alone, tmp_path, workers):
+    state, loss = alone
+    torch.multiprocessing.spawn(_worker, (workers, str(tmp_path)), nprocs=workers)
+    for rank in range(workers):
         shared = torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True)
-        _assert_close(shared, alone.tensors(), 2e-5)
+        _assert_close(shared, state.tensors(), 2e-5)
         assert torch.load(tmp_path / f"loss-{rank}.pt", weights_only=True).item() == pytest.approx(loss, rel=1e-5)
+    # What several saved halfway, one goes on with.
+    state = _state(seed=99)
+    state.load(torch.load(tmp_path / f"half-{workers - 1}.pt", weights_only=True), 10 * 16, 0)
+    _run(state, 20 * 16)
+    _assert_close(state.tensors(), alone[0].tensors(), 2e-5)
 
 
 @pytest.mark.parametrize("microbatch", [1, 5, 16, 100])
@@ -218,23 +236,14 @@ def test_too_many_skipped_steps_in_a_row_are_a_divergence(monkeypatch):
     assert issubclass(DivergedError, FloatingPointError)
 
 
-def test_learning_rate_rises_with_the_images_seen():
-    config = TrainConfig(learning_rate=1e-3)
-    rates = [learning_rate_at(seen, config, 200_000) for seen in (0, 2_500_000, 10_000_000, 50_000_000)]
-    assert rates == pytest.approx([0, 2.5e-4, 1e-3, 1e-3])
-    open_ramp = config.model_copy(update={"lr_rampup_kimg": None})
-    assert learning_rate_at(2_500, open_ramp, 50) == pytest.approx(5e-4)
-    assert learning_rate_at(5_000_000, open_ramp, 200_000) == pytest.approx(5e-4)
-    assert learning_rate_at(0, config.model_copy(update={"lr_rampup_kimg": 0.0}), 50) == 1e-3
-
-
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_trains_close_to_single(precision):
     config = CONFIG.model_copy(update={"precision": precision})
     single, half = _state(), _state(config)
-    # Loss scaling may start with skipped steps, so the last step is what can be compared.
-    expected = _run(single, 64, progress_every=16)[-1].loss
-    assert _run(half, 64, config, progress_every=16)[-1].loss == pytest.approx(expected, rel=0.03)
+    # Loss scaling starts with a few skipped steps, so the last step is what can be compared.
+    expected = _run(single, 128, progress_every=16)[-1].loss
+    assert _run(half, 128, config, progress_every=16)[-1].loss == pytest.approx(expected, rel=0.03)
+    assert half.skipped_steps < 6
     assert (half.scaler is None) == (precision == "bfloat16")
     assert all(t.dtype == torch.float32 for name, t in half.tensors().items() if not name.startswith("scaler."))
 
@@ -259,36 +268,13 @@ def test_loss_scaling_backs_off_from_overflow_and_is_saved():
     _state().load(state.tensors(), state.images_seen, state.skipped_steps)
 
 
-def test_tensors_are_copies_with_flat_names():
-    state = _state()
-    tensors = state.tensors()
-    assert {name.split(".")[0] for name in tensors} == {"net", "ema", "optimizer"}
-    for name in ("net.conv_in.weight", "ema.conv_in.weight", "optimizer.conv_in.weight.exp_avg_sq"):
-        assert tensors[name].is_contiguous()
-        tensors[name].fill_(7)
-        assert not torch.equal(state.tensors()[name], tensors[name])
-
-
-def test_tensors_of_another_network_are_refused_and_change_nothing():
-    state = _state()
-    before = state.tensors()
-    with pytest.raises(ValueError, match=r"net\.conv_in\.bias is not there"):
-        state.load({name: t + 1 for name, t in before.items() if name != "net.conv_in.bias"}, 5, 0)
-    with pytest.raises(ValueError, match="zzz is only there"):
-        state.load(before | {"zzz": torch.zeros(1)}, 5, 0)
-    with pytest.raises(ValueError, match=r"map_class.weight must have shape \[4, 8\], got \[5, 8\]"):
-        state.load(_state(num_classes=5).tensors(), 5, 0)
-    assert state.images_seen == 0
-    assert all(torch.equal(before[name], tensor) for name, tensor in state.tensors().items())
-
-
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
         ({"pixels": PIXELS.astype(np.float32)}, r"pixels must be uint8 \[64, 3, 8, 8\], got float32"),
         ({"pixels": PIXELS[:60]}, r"got uint8 \[60, 3, 8, 8\]"),
-        ({"classes": None}, "classes must be None exactly when num_classes is 0, got None for 4"),
-        ({"classes": CLASSES[:60]}, r"classes must have shape \[64\], got \[60\]"),
+        ({"classes": None}, "conditions must be None exactly for an unconditional network, got None for 4 classes"),
+        ({"classes": CLASSES[:60]}, r"conditions must have shape \[64\], got \[60\]"),
         ({"classes": CLASSES + 1}, r"classes must lie in \[-1, 3\], got 0 to 4"),
         ({"progress_every": 0}, "progress_every must be at least 1, got 0"),
         ({"augment": AugmentConfig()}, r"augment.probability must be 0 exactly .* got 0\.12"),
@@ -299,7 +285,124 @@ def test_arguments_that_do_not_fit_are_refused(keywords, message):
         _run(_state(), 16, **keywords)
 
 
-@pytest.mark.parametrize("field", [{"batch_size": 0}, {"microbatch": 0}, {"learning_rate": 0}, {"precision": "half"}])
-def test_impossible_configurations_are_refused(field):
-    with pytest.raises(ValidationError):
-        TrainConfig(**field)
+VIEWS = {
+    "alias", "as_strided", "detach", "diagonal", "empty", "empty_like", "empty_strided", "expand", "lift_fresh",
+    "new_empty", "new_empty_strided", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t",
+    "transpose", "unbind", "unsqueeze", "view", "_reshape_alias", "_unsafe_view",
+}  # fmt: skip
+"""What moves no data and launches nothing."""
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what reaches a device, views and allocations excluded."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::")
+        if name not in VIEWS:
+            self.count[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _count_step(unet, augment):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8)
+    config = TrainConfig(batch_size=4)
+    state = TrainState.create(unet, EDMConfig(), config, augment, 32, 100, 0, "cpu")
+    settings = {"config": config, "augment": augment, "order": TrainingOrder(num_images=64, seed=0), "seed": 0}
+    counts = []
+    # One step, then the same and another: the difference is a step alone.
+    for until in (4, 12):
+        with _Operations() as operations:
+            list(
+                train(
+                    state,
+                    pixels,
+                    np.zeros(64, dtype=np.int64),
+                    **settings,
+                    until_images=until,
+                    total_kimg=1,
+                    progress_every=10**9,
+                )
+            )
+        counts.append(operations.count)
+    return (counts[1] - counts[0]).total(), counts[1]
+
+
+def test_a_training_step_of_the_cifar10_preset_needs_at_most_1300_operations():
+    """Of the preset's shape at an eighth of its width, which takes part in no count."""
+    preset = yaml.safe_load((Path(__file__).parents[2] / "search_spaces/cifar10.yaml").read_text())
+    unet = UNetConfig.model_validate({**preset["network"], "model_channels": 16})
+    count, _ = _count_step(unet, AugmentConfig.model_validate(preset["augmentation"]))
+    # 1,266 when this was written, 187 of them for augmentation; a straightforward step needs some 6,500.
+    assert 900 < count <= 1300
+
+
+def test_nothing_is_read_back_from_the_device_within_a_step(monkeypatch):
+    # A CPU has no queue to wait for and reads its values at once; as on a GPU, it must not have to.
+    monkeypatch.setattr(training, "_waits_anyway", lambda device: False)
+    _, operations = _count_step(NET, NO_AUGMENT)
+    # At the end of a call alone: the count of skipped steps, the longest row of them, and the two sums of losses.
+    assert operations["_local_scalar_dense"] <= 4
+    assert operations["nonzero"] == 0
+
+
+def test_features_condition_training_and_their_null_is_zeros():
+    features = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    features[3] = 0
+    unet = NET.model_copy(update={"label_dropout": 0.2})
+    state = TrainState.create(unet, EDMConfig(), CONFIG, NO_AUGMENT, 8, 0, 0, "cpu", feature_dim=5)
+    before = state.tensors()
+    _run(state, 48, classes=features.astype(np.float16))
+    after = state.tensors()
+    assert not torch.equal(before["net.map_feature.weight"], after["net.map_feature.weight"])
+    with pytest.raises(ValueError, match=r"features must have length 1 \(or 0, the null one\), got 2 in row 0"):
+        _run(state, 64, classes=features / np.linalg.norm(features[0]) * 2)
+    with pytest.raises(ValueError, match=r"conditions must have shape \[64, 5\], got \[64, 4\]"):
+        _run(state, 64, classes=features[:, :4])
+    with pytest.raises(ValueError, match="conditions must be None exactly for an unconditional network"):
+        _run(state, 64, classes=None)
+
+
+def test_one_run_learns_64_images_by_heart():
+    """Told which image it is, the denoiser answers with that image, where on other images it is lost."""
+    from sklearn.datasets import load_digits  # Here, so that the workers above need not import it.
+
+    digits = (load_digits().images[:128] * (255 / 16)).round().astype(np.uint8)
+    learned, others = np.repeat(digits[:, None], 3, axis=1).reshape(2, 64, 3, 8, 8)
+    config = TrainConfig(batch_size=64, learning_rate=1e-2, lr_rampup_kimg=1, ema_halflife_kimg=1)
+    unet = NET.model_copy(update={"model_channels": 16})
+    state = TrainState.create(unet, EDMConfig(p_mean=-0.5), config, NO_AUGMENT, 8, 64, 0, "cpu")
+    progress = _run(state, 180 * 64, config, pixels=learned, classes=np.arange(64), progress_every=30 * 64)
+    noise = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    errors = []
+    for pixels in (learned, others):
+        clean = torch.from_numpy(pixels) / 127.5 - 1
+        with torch.no_grad():
+            answer = state.ema(clean + 2 * noise, torch.full((64,), 2.0), torch.arange(64))
+        errors.append((answer - clean).square().mean().item())
+    # At sigma = 2 little of an image is left to be seen: what is right is known by heart.
+    assert errors[0] < 0.05
+    assert errors[0] < 0.1 * errors[1]
+    assert progress[-1].loss < 0.4 * progress[0].loss
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "none of this name"])
+def test_compiled_blocks_train_the_same_network_and_failing_to_compile_does_no_harm(monkeypatch, backend):
+    monkeypatch.setattr(compilation, "BACKEND", backend)
+    config = CONFIG.model_copy(update={"compile": True})
+    plain, compiled = _state(), _state(config)
+    _run(plain, 48)
+    progress = _run(compiled, 48, config, progress_every=16)
+    _assert_close(plain.tensors(), compiled.tensors(), 1e-5)
+    works = backend == "aot_eager"
+    assert compiled.compiled == works
+    assert (progress[0].note is None) == works
+    assert all(p.note is None for p in progress[1:])
+    if not works:
+        assert "goes on without torch.compile" in progress[0].note
+        assert backend in progress[0].note
+    assert plain.compiled is False

@@ -30,10 +30,19 @@ def _randomized(net: UNet) -> UNet:
         (32, (2, 2, 2), 128, 4, 100, 55_746_819),
         (32, (2, 2, 2), 128, 4, 200, 55_759_619),
         (32, (2, 2, 2), 128, 4, 400, 55_785_219),
-        (64, (1, 2, 2, 2), 128, 4, 0, 61_805_571),
-        (64, (1, 2, 2, 2), 128, 4, 400, 61_856_899),
-        (128, (1, 2, 2, 2), 128, 4, 0, 61_805_571),
+        *[
+            (size, (1, 2, 2, 2), 128, 4, classes, count)
+            for size in (64, 128)
+            for classes, count in (
+                (0, 61_805_571),
+                (10, 61_806_979),
+                (100, 61_818_499),
+                (200, 61_831_299),
+                (400, 61_856_899),
+            )
+        ],
         (128, (1, 1, 2, 2, 2), 128, 4, 0, 66_716_419),
+        (128, (1, 1, 2, 2, 2), 128, 4, 100, 66_716_419 + 128 * 100 + 128),
         (128, (1, 2, 2, 2, 2), 128, 4, 0, 79_983_107),
         (32, (2, 2), 64, 4, 10, 9_407_235),
         (32, (1, 2), 32, 2, 10, 1_034_147),
@@ -49,10 +58,11 @@ def test_parameter_counts_are_the_published_ones(monkeypatch, size, mult, channe
 
 @pytest.mark.parametrize(("size", "mult", "expected"), [(32, (2, 2, 2), 419), (64, (1, 2, 2, 2), 543)])
 def test_number_of_parameter_tensors_is_the_published_one(monkeypatch, size, mult, expected):
+    # Published with two tensors in every block for what `_Affines` holds in two tensors for all blocks.
     monkeypatch.setattr(UNet, "_draw_weights", lambda self, seed: None)
     with torch.device("meta"):
         net = UNet(UNetConfig(channel_mult=mult), size, 10, 9)
-    assert len(list(net.parameters())) == expected
+    assert len(list(net.parameters())) - 2 + 2 * len(net.blocks()) == expected
 
 
 def test_blocks_have_their_published_sizes_and_attention_where_it_belongs():
@@ -61,7 +71,8 @@ def test_blocks_have_their_published_sizes_and_attention_where_it_belongs():
         net = UNet(UNetConfig(), 32, 0, 0)
 
     def size(block):
-        return sum(weight.numel() for weight in block.parameters())
+        # With its rows of the affine layer, which all blocks share one matrix for.
+        return sum(weight.numel() for weight in block.parameters()) + (512 + 1) * block.conv0.out_channels
 
     def attentive(blocks):
         return [block.attention is not None for block in blocks]
@@ -126,6 +137,37 @@ def test_noise_embedding_is_sines_then_cosines():
     assert embedding[63:67].tolist() == pytest.approx([2.5e-5, 0.96891242, 0.97676318, 0.98263715], abs=1e-7)
 
 
+def test_every_block_is_shifted_by_a_linear_layer_of_its_own():
+    net = _randomized(UNet(TINY, 8, 0, 0))
+    embedding = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    first = 0
+    for block, shift in zip(net.blocks(), net.affines(embedding), strict=True):
+        rows = slice(first, first + block.conv0.out_channels)
+        expected = F.linear(embedding, net.affines.weight[rows], net.affines.bias[rows])
+        torch.testing.assert_close(shift, expected[:, :, None, None])
+        first = rows.stop
+    assert first == len(net.affines.weight)
+    # Each is drawn for its own fan-out: the bound of Xavier's rule belongs to the block, not to the whole matrix.
+    fresh = UNet(TINY, 8, 0, 0).affines.weight.split(net.affines.sizes)
+    for weight in fresh:
+        assert weight.abs().max().item() == pytest.approx(math.sqrt(6 / (64 + len(weight))), rel=0.02)
+
+
+def test_feature_embedding_equals_a_scaled_linear_layer_and_zeros_are_the_null_condition():
+    net = _randomized(UNet(TINY, 8, 0, 0, feature_dim=12))
+    features = F.normalize(torch.randn(3, 12, generator=torch.Generator().manual_seed(0)), dim=1)
+    expected = features @ net.map_feature.weight.T * math.sqrt(12) + net.map_feature.bias
+    torch.testing.assert_close(net.map_feature(features), expected)
+    torch.testing.assert_close(net.map_feature(torch.zeros(1, 12)), net.map_feature.bias[None])
+    # One-hot vectors are features too, and mean what the class does.
+    classes = _randomized(UNet(TINY, 8, 12, 0))
+    with torch.no_grad():
+        classes.map_class.weight.copy_(net.map_feature.weight.T)
+        classes.map_class.bias.copy_(net.map_feature.bias)
+    torch.testing.assert_close(net.map_feature(torch.eye(12)), classes.map_class(torch.arange(12)))
+    assert sum(w.numel() for w in net.map_feature.parameters()) == 16 * 12 + 16
+
+
 def test_class_embedding_equals_a_scaled_one_hot_linear_layer():
     embedding = _randomized(UNet(TINY, 8, 10, 0)).map_class
     one_hot = torch.eye(10) * math.sqrt(10)
@@ -151,7 +193,7 @@ def test_resampling_block_equals_its_form_with_box_filters(direction):
     channels = block.conv0.in_channels
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, channels, 4, 4, generator=generator)
-    embedding = torch.randn(2, 64, generator=generator)
+    shift = torch.randn(2, block.conv0.out_channels, 1, 1, generator=generator)
     box = torch.ones(channels, 1, 2, 2)
 
     def resample(y):
@@ -159,11 +201,11 @@ def test_resampling_block_equals_its_form_with_box_filters(direction):
             return F.conv2d(y, box / 4, groups=channels, stride=2)
         return F.conv_transpose2d(y, box, groups=channels, stride=2)
 
-    h = block.conv0(resample(F.silu(block.norm0(x)))) + block.affine(embedding)[:, :, None, None]
+    h = block.conv0(resample(F.silu(block.norm0(x)))) + shift
     expected = (block.conv1(F.silu(block.norm1(h))) + block.shortcut(resample(x))) * math.sqrt(0.5)
     assert block.down == (direction == "down")
     assert block.up == (direction == "up")
-    torch.testing.assert_close(block(x, embedding), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block(x, shift), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_absent_augmentation_labels_equal_zeros():
@@ -195,6 +237,36 @@ def test_label_dropout_replaces_classes_by_the_null_label_in_training_only():
         torch.testing.assert_close(net.train()(x, c_noise, classes), null)
 
 
+def test_label_dropout_replaces_features_by_zeros():
+    config = TINY.model_copy(update={"label_dropout": 0.999, "dropout": 0.0})
+    net = _randomized(UNet(config, 8, 0, 0, feature_dim=5))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    c_noise, features = torch.zeros(2), torch.eye(5)[:2]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        null = net(x, c_noise, torch.zeros(2, 5))
+        assert not torch.allclose(net(x, c_noise, features), null)
+        torch.testing.assert_close(net.train()(x, c_noise, features), null)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_holds_the_activations_and_not_the_weights(dtype):
+    net = _randomized(UNet(TINY, 8, 10, 9))
+    seen = []
+    for block in net.blocks():
+        block.register_forward_hook(lambda module, arguments, result: seen.append(result.dtype))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    arguments = torch.zeros(2), torch.tensor([3, -1])
+    with torch.no_grad():
+        expected = net(x, *arguments)
+        net.compute_dtype = dtype
+        got = net(x, *arguments)
+    assert got.dtype == dtype
+    assert set(seen[len(net.blocks()) :]) == {dtype}
+    assert {weight.dtype for weight in net.parameters()} == {torch.float32}
+    assert (got.float() - expected).norm() < 0.02 * expected.norm()
+
+
 @pytest.mark.parametrize(("size", "mult"), [(6, (1, 1, 1)), (9, (1, 2)), (0, (1,))])
 def test_size_that_cannot_be_halved_is_refused(size, mult):
     with pytest.raises(ValueError, match=f"image_size must be a positive multiple of .*, got {size}"):
@@ -209,12 +281,20 @@ def test_any_size_that_can_be_halved_works():
 
 def test_conditions_that_do_not_fit_the_network_are_refused():
     x, c_noise = torch.zeros(1, 3, 8, 8), torch.zeros(1)
-    with pytest.raises(ValueError, match="classes must be given exactly when num_classes > 0, got no classes for 10"):
+    with pytest.raises(ValueError, match="conditions must be classes of 10 for this network, got None"):
         UNet(TINY, 8, 10, 0)(x, c_noise)
-    with pytest.raises(ValueError, match="classes must be given exactly when num_classes > 0, got classes for 0"):
+    with pytest.raises(ValueError, match=r"conditions must be None for this network, got torch\.int64"):
         UNet(TINY, 8, 0, 0)(x, c_noise, torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="augment_labels must be None"):
         UNet(TINY, 8, 0, 0)(x, c_noise, None, torch.zeros(1, 9))
+    with pytest.raises(ValueError, match=r"conditions must be features of width 5 .* got torch\.float32 \[1, 4\]"):
+        UNet(TINY, 8, 0, 0, feature_dim=5)(x, c_noise, torch.zeros(1, 4))
+    with pytest.raises(ValueError, match=r"classes of 10 for this network, got torch\.float32"):
+        UNet(TINY, 8, 10, 0)(x, c_noise, torch.zeros(1))
+    with pytest.raises(ValueError, match="num_classes and feature_dim exclude each other, got 10 and 5"):
+        UNet(TINY, 8, 10, 0, feature_dim=5)
+    with pytest.raises(ValueError, match="feature_dim must be at least 0, got -1"):
+        UNet(TINY, 8, 0, 0, feature_dim=-1)
     with pytest.raises(ValueError, match="num_classes must be at least 0, got -1"):
         UNet(TINY, 8, -1, 0)
     with pytest.raises(ValueError, match="augment_dim must be at least 0, got -1"):

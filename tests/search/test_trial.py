@@ -1,6 +1,7 @@
 """A trial that is killed anywhere and begun again ends with the weights and reports of one that was not."""
 
 import shutil
+import threading
 from collections import Counter
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from cedm_ray import durable
 from cedm_ray.diffusion.train import DivergedError, TrainProgress
 from cedm_ray.errors import InputDataError, IntegrityError, StorageError
+from cedm_ray.search import checkpoints as checkpoints_module
 from cedm_ray.search import trial as trial_module
 from cedm_ray.search.evaluate import distance_to, image_statistics
 from cedm_ray.search.model import EMA_FILE, TRAINING_FILE
@@ -232,14 +234,14 @@ def test_what_the_weights_mean_is_in_the_manifest(fresh, tiny_space):
 
 def test_a_full_disk_ends_the_trial_with_what_was_acknowledged_kept(whole, fresh, tiny_space, monkeypatch):
     with monkeypatch.context() as patch:
-        save, saved = trial_module.save_checkpoint, []
+        save, saved = checkpoints_module.save_checkpoint, []
 
         def full(*arguments):
             if len(saved) == 3:
                 raise StorageError("the storage is full")
             saved.append(save(*arguments))
 
-        patch.setattr(trial_module, "save_checkpoint", full)
+        patch.setattr(checkpoints_module, "save_checkpoint", full)
         with pytest.raises(StorageError):
             run(fresh, tiny_space)
     assert durable.newest_checkpoint(fresh.checkpoints("c00004")).manifest["images_seen"] == 384
@@ -265,3 +267,35 @@ def test_a_rung_of_fewer_images_than_features_is_measured_by_the_features(fresh,
         )
         (by_sums,) = [event for event in run(other, space) if isinstance(event, TrialReport)]
     assert by_features.distance == pytest.approx(by_sums.distance, rel=1e-8)
+
+
+def test_a_report_is_not_acknowledged_before_its_checkpoint_is_durable(fresh, tiny_space, monkeypatch):
+    save, write_report = checkpoints_module.save_checkpoint, Study.write_report
+    order, measured = [], threading.Event()
+
+    def slow(parent, snapshot, *arguments):
+        # The model is measured while its checkpoint is written; only the report waits for it.
+        assert snapshot.images_seen != 256 or measured.wait(60)
+        save(parent, snapshot, *arguments)
+        order.append(("checkpoint", snapshot.images_seen))
+
+    def measure(*arguments):
+        measured.set()
+        return 1.0, False
+
+    def write(study, report):
+        order.append(("report", report.images_seen))
+        write_report(study, report)
+
+    monkeypatch.setattr(checkpoints_module, "save_checkpoint", slow)
+    monkeypatch.setattr(trial_module, "_measure", measure)
+    monkeypatch.setattr(Study, "write_report", write)
+    run(fresh, tiny_space)
+    assert order == [
+        ("checkpoint", 128),
+        ("checkpoint", 256),
+        ("report", 256),
+        ("checkpoint", 384),
+        ("checkpoint", 512),
+        ("report", 512),
+    ]

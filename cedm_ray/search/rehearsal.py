@@ -1,0 +1,204 @@
+"""What training a trial will take, found out on this machine in a minute: the network's size, its memory, its speed.
+
+Nothing of a study is written. The steps that are timed are those of `train.py`, on the study's images where they are
+imported already and on random ones of the same size where they are not: speed does not depend on what they show.
+
+C clusters, K = C^u classes of the network, S image side.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cedm_ray import durable
+from cedm_ray.data.image_set import open_image_set
+from cedm_ray.data.order import TrainingOrder
+from cedm_ray.diffusion.augment import NUM_LABELS
+from cedm_ray.diffusion.memory import predict_memory
+from cedm_ray.diffusion.state import TrainState, compute_dtype
+from cedm_ray.diffusion.train import train
+from cedm_ray.diffusion.unet import UNet
+from cedm_ray.errors import ConfigurationError
+from cedm_ray.search.results import Notice, Progress, trial_name
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
+
+STEPS = 20
+"""Steps that are timed, after one that is not."""
+
+CPU_S = 30.0
+"""Seconds that the timed steps may take on a CPU; they are given fewer images where a whole batch takes longer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One way to condition the network. num_clusters: C, None = unconditional. num_classes: C^u, 0 = unconditional,
+    None where the clustering was not fitted yet. parameters: of the network; with C classes where C^u is unknown."""
+
+    trial: str
+    num_clusters: int | None
+    num_classes: int | None
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What was found out for the first of `conditions`.
+
+    images: "study" or "random". device: cpu or cuda. precision: of the activations. batch_size: images of a step over
+    all workers. measured_batch: images of each of the `STEPS` timed steps of one worker. images_per_s: measured, of
+    one worker. memory_bytes: predicted peak of one worker at the whole batch. hours: to the budget, for all workers,
+    as if they did not hold each other up.
+    """
+
+    conditions: tuple[Condition, ...]
+    image_size: int
+    images: str
+    device: str
+    precision: str
+    workers: int
+    batch_size: int
+    measured_batch: int
+    images_per_s: float
+    memory_bytes: int
+    budget_kimg: float
+    hours: float
+
+
+def rehearse(
+    study: Study, space: SearchSpace, num_clusters: int | None, *, device: str
+) -> Iterator[Progress | Notice | Rehearsal]:
+    """Yields progress, and the Rehearsal last. Raises ConfigurationError where the image size is not known yet or does
+    not fit the network, or where the workers do not divide the batch."""
+    pixels, size = _pixels(study, space)
+    workers = space.resources.trial.workers
+    if space.training.batch_size % workers:
+        raise ConfigurationError(
+            f"training.batch_size {space.training.batch_size} is not divisible by resources.trial.workers {workers}"
+        )
+    conditions = tuple(_conditions(study, space, num_clusters, size))
+    classes = _classes(conditions[0])
+    dtype = compute_dtype(space.training.precision, torch.device(device))
+    precision = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    memory = predict_memory(
+        space.network,
+        space.training,
+        image_size=size,
+        augment=space.augmentation,
+        num_classes=classes,
+        precision=precision,
+        workers=workers,
+        device_type=device,
+        resident_bytes=pixels.nbytes if device == "cuda" else 0,
+    )
+    speed = 0.0, 0
+    for step in _measure(space, pixels, classes, size, device):
+        if isinstance(step, tuple):
+            speed = step
+        else:
+            yield step
+    budget = space.rungs.rungs_kimg[-1]
+    yield Rehearsal(
+        conditions=conditions,
+        image_size=size,
+        images="study" if _imported(study) else "random",
+        device=device,
+        precision=precision,
+        workers=workers,
+        batch_size=space.training.batch_size,
+        measured_batch=speed[1],
+        images_per_s=speed[0],
+        memory_bytes=memory,
+        budget_kimg=budget,
+        hours=budget * 1000 / (speed[0] * workers) / 3600,
+    )
+
+
+def _imported(study: Study) -> bool:
+    return (study.images / durable.MANIFEST).exists()
+
+
+def _pixels(study: Study, space: SearchSpace) -> tuple[np.ndarray, int]:
+    """uint8 [N, 3, S, S] and S."""
+    if _imported(study):
+        images = open_image_set(study.images)
+        return images.pixels, images.size
+    size = space.images.size
+    if size is None:
+        raise ConfigurationError(
+            "the size of the images is not known before they are imported",
+            mend="set images.size, or import them first: cedm-ray features SPACE --study STUDY --images PATH",
+        )
+    count = max(1024, space.training.batch_size)
+    return np.random.default_rng(space.seed).integers(0, 256, (count, 3, size, size), dtype=np.uint8), size
+
+
+def _conditions(study: Study, space: SearchSpace, num_clusters: int | None, size: int) -> Iterator[Condition]:
+    """The one that was asked for, then those whose clusters the study has fitted."""
+    used = {fit.num_clusters: fit.num_used for fit in study.fits().values() if fit.repeat == 0}
+    augment_dim = NUM_LABELS if space.augmentation.probability else 0
+    asked = [num_clusters, *sorted(c for c in used if c != num_clusters)]
+    for clusters in asked:
+        classes = 0 if clusters is None else used.get(clusters)
+        try:
+            with torch.device("meta"):
+                net = UNet(space.network, size, clusters or 0 if classes is None else classes, augment_dim)
+        except ValueError as error:
+            mend = "set images.size, or fewer levels in network.channel_mult"
+            raise ConfigurationError(f"network: {error}", mend=mend) from None
+        yield Condition(
+            trial=trial_name(clusters),
+            num_clusters=clusters,
+            num_classes=classes,
+            parameters=sum(weight.numel() for weight in net.parameters()),
+        )
+
+
+def _classes(condition: Condition) -> int:
+    """Classes of the network that is tried: C where C^u is not known."""
+    return condition.num_clusters or 0 if condition.num_classes is None else condition.num_classes
+
+
+def _measure(
+    space: SearchSpace, pixels: np.ndarray, num_classes: int, size: int, device: str
+) -> Iterator[Progress | Notice | tuple[float, int]]:
+    """Yields progress, and (images per second of one worker, images of a step) last."""
+    share = space.training.batch_size // space.resources.trial.workers
+    if device == "cpu":
+        # On a CPU images cost about the same in any batch, so that a few of them tell as much.
+        first, last = list(_timed(space, pixels, num_classes, size, device, batch_size=1, steps=2))
+        share = max(1, min(share, int(CPU_S / STEPS / (last[0] - first[0]))))
+    started = ended = 0.0
+    for step, (now, note) in enumerate(_timed(space, pixels, num_classes, size, device, share, STEPS + 1)):
+        if note is not None:
+            yield Notice(text=note)
+        started, ended = (now if step == 0 else started), now
+        yield Progress(task="dry run", done=step, total=STEPS, unit="steps", ended=step == STEPS)
+    yield STEPS * share / (ended - started), share
+
+
+def _timed(
+    space: SearchSpace, pixels: np.ndarray, num_classes: int, size: int, device: str, batch_size: int, steps: int
+) -> Iterator[tuple[float, str | None]]:
+    """Train a fresh network; after each step (the clock in seconds, what training had to say)."""
+    config = space.training.model_copy(update={"batch_size": batch_size})
+    state = TrainState.create(
+        space.network, space.edm, config, space.augmentation, size, num_classes, space.seed, device
+    )
+    progress = train(
+        state,
+        pixels,
+        np.arange(len(pixels)) % num_classes if num_classes else None,
+        config=config,
+        augment=space.augmentation,
+        order=TrainingOrder(num_images=len(pixels), seed=space.seed),
+        seed=space.seed,
+        until_images=steps * batch_size,
+        total_kimg=space.rungs.rungs_kimg[-1],
+        progress_every=batch_size,
+    )
+    for step in progress:
+        yield time.monotonic(), step.note
