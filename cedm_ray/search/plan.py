@@ -55,7 +55,7 @@ class RungCost:
 
     @property
     def share(self) -> float:
-        """The evaluation's cost over the training's, at least 0."""
+        """The evaluation's cost over that of the training since the rung before, at least 0."""
         return self.evaluation_flops / self.training_flops
 
 
@@ -97,11 +97,6 @@ def plan_trial(space: SearchSpace, image_size: int) -> Plan:
         for level, (images_before, images_now) in zip(space.rungs.rungs_kimg, pairwise(images), strict=True)
     )
     return Plan(image_size=image_size, forward_flops=forward, rungs=rungs)
-
-
-def evaluation_share(space: SearchSpace, image_size: int) -> tuple[float, ...]:
-    """A rung's evaluation over the training since the rung before, rung by rung. Raises as `plan_trial`."""
-    return tuple(rung.share for rung in plan_trial(space, image_size).rungs)
 
 
 def network_calls(config: SampleConfig) -> int:

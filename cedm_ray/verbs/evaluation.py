@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.verbs.options import options
+from cedm_ray.verbs.options import needs_cluster, options
 
 
 @click.command()
@@ -104,10 +103,8 @@ def _weights(text: str) -> tuple[str | None, str]:
 
 
 def _runner(address: str | None) -> contextlib.AbstractContextManager:
-    """Where the work is done. Starting Ray costs seconds, which one process and one GPU need not pay."""
-    import torch
-
-    if address or os.environ.get("RAY_ADDRESS") or torch.cuda.device_count() > 1:
+    """Where the work is done."""
+    if needs_cluster(address):
         from cedm_ray.distributed.shares import cluster_runner
 
         return cluster_runner(address)

@@ -1,6 +1,7 @@
 """What several verbs share: options, how a study is opened, how values are printed."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def open_finished(study: Path):
 
     place = Study(study)
     return place, SearchSpace.from_settled(place.settled())
+
+
+def needs_cluster(address: str | None) -> bool:
+    """Whether work is for a Ray cluster: one is named, or this machine has several GPUs. Starting Ray costs seconds,
+    which one process and one GPU need not pay."""
+    import torch
+
+    return bool(address or os.environ.get("RAY_ADDRESS")) or torch.cuda.device_count() > 1
 
 
 def short(value: float | None) -> str | None:

@@ -1,6 +1,5 @@
 """The verbs that make images: sample, figure."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import click
 
 from cedm_ray.errors import ConfigurationError, NoUsableResultError
-from cedm_ray.verbs.options import open_finished, options
+from cedm_ray.verbs.options import needs_cluster, open_finished, options
 
 
 @click.command()
@@ -205,7 +204,7 @@ def _generate(job, seeds: Sequence[int], address: str | None) -> Iterator:
     """The images of a job: by a cluster where one is named or there are several GPUs, else by this process."""
     import torch
 
-    if address or os.environ.get("RAY_ADDRESS") or torch.cuda.device_count() > 1:
+    if needs_cluster(address):
         from cedm_ray.distributed.sampling import sample_on_cluster
 
         return sample_on_cluster(job, seeds, address=address)

@@ -6,7 +6,7 @@ import pytest
 
 from cedm_ray.config import read_config
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.search.plan import denoiser_flops, detector_flops, evaluation_share, network_calls, plan_trial
+from cedm_ray.search.plan import denoiser_flops, detector_flops, network_calls, plan_trial
 from cedm_ray.search.space import SearchSpace
 
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
@@ -56,9 +56,9 @@ def test_a_file_is_not_counted_and_adds_nothing(tiny_space):
 def test_shares_are_worked_by_hand(tiny_space):
     """256 images a rung, 3 passes each; 32 samples of 4 steps, 7 passes each."""
     space = space_with(tiny_space, evaluation={"detector": "./net.pt", "num_samples": 32})
-    assert evaluation_share(space, 8) == pytest.approx([32 * 7 / (256 * 3)] * 2)
+    assert [rung.share for rung in plan_trial(space, 8).rungs] == pytest.approx([32 * 7 / (256 * 3)] * 2)
     shorter = space_with(tiny_space, evaluation={"detector": "./net.pt", "num_samples": 32, "num_steps": 2})
-    assert evaluation_share(shorter, 8) == pytest.approx([32 * 3 / (256 * 3)] * 2)
+    assert [rung.share for rung in plan_trial(shorter, 8).rungs] == pytest.approx([32 * 3 / (256 * 3)] * 2)
     assert network_calls(shorter.rung_sampling) == 3
     assert shorter.sampling.num_steps == 4
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from cedm_ray.verbs.options import needs_cluster
+
 
 def test_a_broken_space_ends_with_2_file_line_and_column(run, tmp_path):
     (tmp_path / "space.yaml").write_text("name: x\nimages: {source: x}\nbuond: {alpha: 0.9}\n")
@@ -33,3 +35,15 @@ def test_a_folder_that_is_no_study_ends_with_2_and_the_command_to_begin_one(run,
     assert (code, out) == (2, "")
     assert "is not a study" in err
     assert "cedm-ray search SPACE --study" in err
+
+
+@pytest.mark.parametrize(
+    ("address", "environment", "gpus", "needed"),
+    [(None, "", 1, False), ("a:1", "", 0, True), (None, "a:1", 0, True), (None, "", 2, True)],
+)
+def test_a_cluster_is_needed_where_one_is_named_or_there_are_several_gpus(
+    monkeypatch, address, environment, gpus, needed
+):
+    monkeypatch.setenv("RAY_ADDRESS", environment)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert needs_cluster(address) is needed
