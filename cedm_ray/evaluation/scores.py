@@ -132,7 +132,7 @@ def names(measure: Measure, network: Network, *, with_test: bool = False) -> tup
     return (
         {
             "frechet": distance,
-            "kernel": "KID" if network.spec == "inception" else f"KD[{name}]",
+            "kernel": "KID" if name == "inception" else f"KD[{name}]",
             "infinity": f"{distance}_inf",
             "unconditional": f"u{distance}",
             "auroc": f"AUROC[{name}]",

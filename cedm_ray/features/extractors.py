@@ -26,7 +26,7 @@ from cedm_ray.config import Config
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.features.feature_file import open_feature_file
-from cedm_ray.features.inception import open_inception
+from cedm_ray.features.inception import INCEPTION, open_inception
 from cedm_ray.features.network import Extractor
 from cedm_ray.features.openclip import PREFIX as OPENCLIP_PREFIX
 from cedm_ray.features.openclip import OpenClip, open_openclip
@@ -47,7 +47,8 @@ __all__ = [
 ]
 
 _FEATURE_FILE = ".npy"
-_BUILT_IN = ("pixels", "inception", "inception_clean", *PUBLISHED)
+_INCEPTION = ("inception", "inception_clean")
+_BUILT_IN = ("pixels", *_INCEPTION, *PUBLISHED)
 
 
 class FeaturesConfig(Config):
@@ -82,7 +83,7 @@ def open_extractor(
         raise ConfigurationError(f"{spec} takes no weights, and features.weights names {weights}")
     if spec == "pixels":
         return fit_pixels(images, pixel_components, device)
-    if spec in ("inception", "inception_clean"):
+    if spec in _INCEPTION:
         return open_inception(device, weights, clean=spec == "inception_clean")
     if _is_openclip(spec):
         return open_text_encoder(spec, images, weights=weights, device=device).images
@@ -115,13 +116,13 @@ def open_text_encoder(
 def extractor_name(spec: str, weights: Path | None = None) -> str:
     """The name that results computed with `spec` carry: the word itself, for a file its name without the ending.
 
-    A file that would be taken for a built-in extractor is marked as a file. Weights of one's own mark an architecture;
-    a built-in name says which weights it means, so there the file is a copy of those. Idempotent without weights.
+    A file that would be taken for a built-in extractor is marked as a file. Weights that were given mark the name with
+    theirs, except a copy of the Inception file under its published name. Idempotent without weights.
     """
     if is_path(spec):
         stem = Path(spec).stem
         return f"file:{stem}" if stem in _BUILT_IN else stem
-    if weights is None or spec in _BUILT_IN:
+    if weights is None or (spec in _INCEPTION and Path(weights).name == INCEPTION.name):
         return spec
     return f"{spec}+{Path(weights).stem}"
 
@@ -129,10 +130,12 @@ def extractor_name(spec: str, weights: Path | None = None) -> str:
 def distance_name(spec: str, weights: Path | None = None) -> str:
     """What a Fréchet distance in the features of `spec` (or of an extractor's name) may be called.
 
-    FID means Inception-v3 with TensorFlow's resize and FDD means DINOv2 ViT-L, nothing else does.
+    FID means Inception-v3 with TensorFlow's resize and FDD means DINOv2 ViT-L, both with their published weights, and
+    nothing else does.
     """
     known = {"inception": "FID", "inception_clean": "FID[clean]", "dinov2": "FDD"}
-    return known.get(spec) or f"FD[{extractor_name(spec, weights)}]"
+    name = extractor_name(spec, weights)
+    return known.get(name) or f"FD[{name}]"
 
 
 def absolute_spec(spec: str) -> str:

@@ -39,10 +39,12 @@ def test_a_distance_with_other_weights_in_an_architecture_says_so(tmp_path):
     assert distance_name("vit_base_patch16_224.dino", mine) == "FD[vit_base_patch16_224.dino+mine]"
     assert distance_name("openclip:ViT-B-32:openai", mine) == "FD[openclip:ViT-B-32:openai+mine]"
     assert [distance_name(spec, mine) for spec in ("inception", "dinov2", "ibot_vitl16")] == [
-        "FID",
-        "FDD",
-        "FD[ibot_vitl16]",
+        "FD[inception+mine]",
+        "FD[dinov2+mine]",
+        "FD[ibot_vitl16+mine]",
     ]
+    copy = tmp_path / "inception-2015-12-05.pt"
+    assert [distance_name(spec, copy) for spec in ("inception", "inception_clean")] == ["FID", "FID[clean]"]
 
 
 @pytest.mark.parametrize("spec", ["pixels", "./net.pt"])
