@@ -61,7 +61,8 @@ def test_nested_workers_train_what_one_process_trains(cluster, space, tmp_path, 
     for name, value in weights(two).items():
         np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-4)
     distances = [[report.distance for report in study.reports("unconditional")] for study in (own, one, two)]
-    assert distances[0] == distances[1]
+    # The same model; how many threads take part in the singular values moves the last digit.
+    assert distances[0] == pytest.approx(distances[1], rel=1e-12)
     np.testing.assert_allclose(distances[2], distances[0], rtol=0.02)
     assert wait_until(lambda: no_group_is_left(cluster))
 
