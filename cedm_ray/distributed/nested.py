@@ -32,6 +32,7 @@ from cedm_ray.search.study import Study
 from cedm_ray.search.trial import run_trial
 
 REGISTRY, NAMESPACE = "cedm-ray-placement-groups", "cedm-ray"
+_registries: dict[tuple[str, str], Any] = {}
 _POLL_S = 1.0
 _ABORT_S = 20.0
 
@@ -51,8 +52,15 @@ class PlacementGroups:
 
 
 def start_registry() -> Any:
-    """The registry actor; it lives as long as the handle that is returned."""
-    return PlacementGroups.options(name=REGISTRY, namespace=NAMESPACE, get_if_exists=True).remote()
+    """The registry actor of this process and cluster.
+
+    It dies with the handle that it was made by, whoever else has one, so that handle is kept.
+    """
+    context = ray.get_runtime_context()
+    key = (context.gcs_address, context.get_job_id())
+    if key not in _registries:
+        _registries[key] = PlacementGroups.options(name=REGISTRY, namespace=NAMESPACE, get_if_exists=True).remote()
+    return _registries[key]
 
 
 def reap(registry: Any, trial: str) -> None:
