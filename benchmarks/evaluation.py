@@ -11,8 +11,8 @@ mean and covariance and scipy's matrix square root. It runs with 50 images a bat
 
 The sides take turns within chunks of 2,000 images, so that a machine that slows down slows all; CPU time is compared.
 Memory is that of processes of their own, for 2,000 and 10,000 images made batch by batch: the highest resident size. No
-file is written by ours. Aim: 1.5 times; 1.25 to 1.43 was measured against 50 a batch, 1.75 to 2.07 against 256. The last
-line is JSON.
+file is written by ours. Aim: 1.5 times; 1.25 to 1.43 was measured against 50 a batch and 1.75 to 2.07 against 256. The
+last line is JSON.
 """
 
 import argparse
