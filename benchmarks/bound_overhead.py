@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from cedm_ray.search.study import Study
+
 SPACE = """
 name: bound-overhead
 images: {source: "sklearn:digits"}
@@ -32,7 +34,6 @@ def plain_loop(space_file: Path, folder: Path) -> None:
     from cedm_ray.search.agenda import FitTask
     from cedm_ray.search.fit import run_fit
     from cedm_ray.search.space import read_space
-    from cedm_ray.search.study import Study
 
     study, space = Study(folder), read_space(space_file)
     for num_clusters in SIZES:
@@ -67,9 +68,8 @@ def main() -> None:
         print(f"fits of C = {SIZES} one after the other: a plain loop against cedm-ray bound, wall seconds")
         loop_s = run(__file__, "--plain-loop", space, folder / "loop")
         search_s = run("-m", "cedm_ray", "bound", space, "--study", folder / "search", "-q")
-        names = [f"c{c:05d}-r0.json" for c in SIZES]
-        used = [[json.loads((folder / side / "fits" / n).read_text()) for n in names] for side in ("loop", "search")]
-    same = [[record["num_used"] for record in side] for side in used]
+        used = [sorted(Study(folder / side).fits().items()) for side in ("loop", "search")]
+    same = [[record.num_used for name, record in side if record.num_clusters in SIZES] for side in used]
     assert same[0] == same[1], f"the two sides found different clusters: {same}"
     extra, allowed = search_s - loop_s, 0.05 * loop_s + 3
     print(f"loop {loop_s:.1f} s, search {search_s:.1f} s, extra {extra:.1f} s, allowed {allowed:.1f} s")
