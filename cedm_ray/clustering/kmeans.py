@@ -12,13 +12,11 @@ Source: method.md 3.6 (scikit-learn's KMeans: k-means++, n_init 10, max_iter 300
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Literal
 
 import numpy as np
-import sklearn
 from pydantic import Field
-from sklearn.cluster import KMeans, kmeans_plusplus
-from sklearn.exceptions import ConvergenceWarning
 
 from cedm_ray.clustering.assignment import ClusterAssignment
 from cedm_ray.config import Config
@@ -77,7 +75,7 @@ def fit_kmeans(
     if backend == "faiss":
         version = _faiss().__version__
     else:
-        version = sklearn.__version__
+        version = metadata.version("scikit-learn")
     values = np.ascontiguousarray(features, dtype=np.float32)
     # One stream for all runs, as scikit-learn has it for its own n_init.
     stream = np.random.RandomState(seed)
@@ -115,6 +113,10 @@ class _Run:
 
 
 def _run_sklearn(values: np.ndarray, num_clusters: int, config: KMeansConfig, stream: np.random.RandomState) -> _Run:
+    # Here because scikit-learn takes a second to import, which every process of a search would pay for nothing.
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     model = KMeans(n_clusters=num_clusters, n_init=1, max_iter=config.max_iter, tol=config.tol, random_state=stream)
     with warnings.catch_warnings():
         # Fewer distinct images than clusters: num_used says so.
@@ -129,6 +131,8 @@ def _run_sklearn(values: np.ndarray, num_clusters: int, config: KMeansConfig, st
 
 
 def _run_faiss(values: np.ndarray, num_clusters: int, config: KMeansConfig, stream: np.random.RandomState) -> _Run:
+    from sklearn.cluster import kmeans_plusplus  # Here as in _run_sklearn.
+
     # Around the mean, because faiss finds distances as differences of squared lengths in float32.
     mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
     values = values - mean

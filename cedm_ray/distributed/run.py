@@ -4,24 +4,22 @@ Everything is done where it is not on record yet, so the same call resumes whate
 """
 
 import contextlib
+import importlib
 import io
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import ray
-from ray import tune
 
 from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.features import prepare_features
-from cedm_ray.distributed.nested import start_registry
 from cedm_ray.distributed.session import cluster_resources, get, gpu_bytes, node_memory_bytes, ray_cluster
 from cedm_ray.distributed.tasks import choose_device, is_nested, located
-from cedm_ray.distributed.trainable import StudyTask
-from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
 from cedm_ray.errors import ConfigurationError, InputDataError, TryAgainError
 from cedm_ray.features.store import open_features
 from cedm_ray.search.agenda import Goal
@@ -56,6 +54,7 @@ def run_study(
             raise error
         if agenda.finished and not (goal.kind == "search" and _unkept_best(study, space, images)):
             return images
+        _import_meanwhile("cedm_ray.distributed.tuning", "cedm_ray.distributed.trainable")
         with ray_cluster(address):
             total = cluster_resources()
             show(Notice(text=f"{len(images):,} images; Ray has {total.cpus:g} CPUs and {total.gpus:g} GPUs"))
@@ -126,6 +125,12 @@ def _run_tasks(
     study: Study, space: SearchSpace, images: ImageSet, goal: Goal, show: Show, labels: np.ndarray | None
 ) -> None:
     """One Tune experiment that runs whatever the driver asks for, until it asks for nothing more."""
+    # Here because Tune takes a second to import, in which Ray can start.
+    from ray import tune
+
+    from cedm_ray.distributed.trainable import StudyTask
+    from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
+
     # Asked of a GPU only where a fit's share of it is to be found.
     one_gpu = gpu_bytes() if space.resources.fit.gpus is None else None
     driver = Driver(
@@ -139,7 +144,11 @@ def _run_tasks(
         labels=labels,
     )
     searcher = DriverSearcher(driver)
-    registry = start_registry() if is_nested(space) else None
+    registry = None
+    if is_nested(space):
+        from cedm_ray.distributed.nested import start_registry
+
+        registry = start_registry()
     runs = len(list(study.ray.glob("run-*")))
     tuner = tune.Tuner(
         tune.with_resources(StudyTask, task_resources),
@@ -232,6 +241,11 @@ def _on_a_gpu(function, *arguments):
 
 def _call_on_device(function, arguments):
     return function(*arguments, choose_device(1.0))
+
+
+def _import_meanwhile(*names: str) -> None:
+    """Import modules in another thread, while this one waits for Ray's processes to start."""
+    threading.Thread(target=lambda: [importlib.import_module(name) for name in names], daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from typing import Any
 
 from ray import tune
 
-from cedm_ray.distributed.nested import nested_trial
 from cedm_ray.distributed.tasks import choose_device, is_nested, read_task
 from cedm_ray.errors import CedmError
 from cedm_ray.search.agenda import FitTask
@@ -77,6 +76,8 @@ class StudyTask(tune.Trainable):
         if isinstance(self._task, FitTask):
             return run_fit(study, space, self._task, device=choose_device(gpus))
         if is_nested(space):
+            from cedm_ray.distributed.nested import nested_trial  # Ray Train takes a while to import.
+
             return nested_trial(study, space, self._task, key=self.trial_id)
         return run_trial(study, space, self._task.num_clusters, device=choose_device(gpus))
 

@@ -11,7 +11,6 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cedm_ray.distributed.nested import reap
 from cedm_ray.distributed.tasks import is_nested, task_config
 from cedm_ray.errors import CedmError, StorageError
 from cedm_ray.search.agenda import TrainTask
@@ -130,6 +129,8 @@ class DriverNews(_Unpickled, tune.Callback):
 
     def _reap(self, trial: Any) -> None:
         if self.registry is not None:
+            from cedm_ray.distributed.nested import reap
+
             reap(self.registry, trial.trial_id)
 
 

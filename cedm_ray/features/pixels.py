@@ -6,7 +6,6 @@ Shapes: N images, B batch, S image side, D feature width, P pixel values of one 
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 import torch
 import torch.nn.functional as F
 
@@ -55,6 +54,8 @@ def fit_pixels(images: ImageSet, pixel_components: int = 256, device: str | torc
     pixel_components: the largest D; directions without variance are dropped. Raises InputDataError where all images
     are alike.
     """
+    import scipy.linalg  # Here because it takes a third of a second to import, which most processes need not pay.
+
     if pixel_components < 1:
         raise ValueError(f"pixel_components must be at least 1, got {pixel_components}")
     total: torch.Tensor | float = 0.0

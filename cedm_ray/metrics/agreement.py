@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
 from cedm_ray.metrics.similarity import most_similar
@@ -62,6 +60,9 @@ def agreement(labels: np.ndarray, truth: np.ndarray) -> Agreement:
     for name, array in (("labels", labels), ("truth", truth)):
         if not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"{name} must be integers, got {array.dtype}")
+    # Here because scikit-learn takes a second to import, which every process of a search would pay for nothing.
+    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
+
     return Agreement(
         accuracy=_matched_accuracy(labels, truth),
         nmi=float(normalized_mutual_info_score(truth, labels)),
@@ -71,6 +72,8 @@ def agreement(labels: np.ndarray, truth: np.ndarray) -> Agreement:
 
 
 def _matched_accuracy(labels: np.ndarray, truth: np.ndarray) -> float:
+    from scipy.optimize import linear_sum_assignment  # Here as scikit-learn is above.
+
     # Unused clusters would be rows of zeros and the padding to a square columns of zeros: neither changes the sum that
     # is maximized, so the rectangle of used clusters and present classes is matched.
     used, cluster = np.unique(labels, return_inverse=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from cedm_ray.metrics.similarity import most_similar
@@ -78,6 +77,9 @@ def novelty_auroc(generated_similarity: np.ndarray, test_similarity: np.ndarray)
     (any number of images each; the figure does not depend on it but for its scatter). Raises ValueError for an empty
     side or values that are not finite.
     """
+    # Here because scikit-learn takes a second to import, which every process of a search would pay for nothing.
+    from sklearn.metrics import roc_auc_score
+
     sides = []
     for name, side in (("generated_similarity", generated_similarity), ("test_similarity", test_similarity)):
         array = np.asarray(side, dtype=np.float64)

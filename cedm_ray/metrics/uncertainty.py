@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy.special
 import torch
 from torch import Tensor
 
@@ -102,7 +102,7 @@ def bootstrap_mean_difference(
     total = len(sets_a[0])
     freedom = len(sets_a) * (total - 1)
     tail = (1 - level) / 2
-    widening = (total / (total - 1)) ** 0.5 * scipy.stats.t.ppf(tail, freedom) / scipy.stats.norm.ppf(tail)
+    widening = (total / (total - 1)) ** 0.5 * scipy.special.stdtrit(freedom, tail) / scipy.special.ndtri(tail)
     low, high = value + widening * (np.quantile(resampled, [tail, 1 - tail]) - resampled.mean())
     return Difference(value=value, low=float(low), high=float(high), level=level, replicates=replicates)
 

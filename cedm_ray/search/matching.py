@@ -6,7 +6,6 @@ Shapes: N images, C clusters, K classes.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +24,8 @@ def match_clusters(clusters: np.ndarray, labels: np.ndarray) -> tuple[Match, ...
     clusters, labels: integer [N], at least 0. With more clusters than classes each class has one, with fewer each
     cluster; a pair without a common image is left out. Raises ValueError for other shapes.
     """
+    from scipy.optimize import linear_sum_assignment  # Half a second to import, and rarely needed.
+
     if clusters.ndim != 1 or clusters.shape != labels.shape or not len(clusters):
         raise ValueError(f"clusters and labels must be [N] each, got {clusters.shape} and {labels.shape}")
     table = contingency(clusters, labels)

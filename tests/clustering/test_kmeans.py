@@ -105,7 +105,7 @@ def test_a_center_without_images_is_put_on_the_farthest_one(faiss, monkeypatch):
     """Two centers on one point: one of them gets nothing, and takes the image that is far from its own center."""
     features = np.array([[0.0], [0.1], [10.0], [10.1], [50.0]], np.float32)
     starts = features[[0, 2, 2]] - features.mean()
-    monkeypatch.setattr("cedm_ray.clustering.kmeans.kmeans_plusplus", lambda *a, **k: (starts, None))
+    monkeypatch.setattr("sklearn.cluster.kmeans_plusplus", lambda *a, **k: (starts, None))
     _, fit = finish(fit_kmeans(features, 3, KMeansConfig(n_init=1, backend="faiss"), seed=0))
     assert np.sort(fit.centers[:, 0]).tolist() == pytest.approx([0.05, 10.05, 50.0], rel=1e-4)
 
