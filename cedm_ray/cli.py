@@ -9,6 +9,7 @@ from types import FrameType
 
 import click
 
+from cedm_ray.allocator import keep_freed_memory
 from cedm_ray.errors import CedmError, ConfigurationError, LockedError, StorageError
 from cedm_ray.verbs.clustering import bound, cluster, features
 from cedm_ray.verbs.evaluation import evaluate
@@ -46,6 +47,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run a verb and end with the exit code that tells the truth; `exit.json` in the study repeats it."""
     signal.signal(signal.SIGTERM, _terminate)
+    keep_freed_memory()
     context: dict = {}
     code, text = 0, "done"
     try:

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cedm_ray"
 LAYERS = {
     "errors": 0,
+    "allocator": 0,
     "durable": 0,
     "config": 0,
     "data": 1,

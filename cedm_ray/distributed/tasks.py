@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from cedm_ray.allocator import keep_freed_memory
 from cedm_ray.features.extractors import absolute_spec
 from cedm_ray.search.agenda import FitTask, Task, TrainTask
 from cedm_ray.search.space import SearchSpace
@@ -53,8 +54,10 @@ def read_task(config: dict[str, Any]) -> tuple[Study, SearchSpace, Task]:
 def choose_device(gpus: float) -> str:
     """`cuda` where this process holds a GPU or a share of one, else `cpu`.
 
-    A share is also a limit of memory: Ray does not fence it, and a neighbor on the same GPU must not be starved.
+    A share is also a limit of memory: Ray does not fence it, and a neighbor on the same GPU must not be starved. On a
+    CPU the process keeps what memory it frees, for its next step.
     """
+    keep_freed_memory()
     if not gpus or not torch.cuda.is_available():
         return "cpu"
     if gpus < 1:
