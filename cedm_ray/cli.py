@@ -12,6 +12,7 @@ import click
 from cedm_ray.errors import CedmError, ConfigurationError, LockedError, StorageError
 from cedm_ray.verbs.clustering import bound, cluster, features
 from cedm_ray.verbs.evaluation import evaluate
+from cedm_ray.verbs.images import images
 from cedm_ray.verbs.models import train
 from cedm_ray.verbs.planning import plan
 from cedm_ray.verbs.sampling import figure, sample
@@ -35,7 +36,7 @@ def cli(context: click.Context, debug: bool) -> None:
     context.obj["debug"] = debug
 
 
-for _verb in (search, plan, features, bound, cluster, train, sample, figure, evaluate, report):
+for _verb in (search, plan, images, features, bound, cluster, train, sample, figure, evaluate, report):
     cli.add_command(_verb)
 
 

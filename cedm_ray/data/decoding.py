@@ -242,3 +242,8 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     if low < 0 or high > 65_535:
         raise _Unusable(f"integer values must lie in [0, 65535], got [{low}, {high}]")
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def format_name(content: bytes) -> str:
+    """PNG, JPEG, WebP, BMP or TIFF, by the first bytes of a file that `decode_image` takes."""
+    return next(name for signature, name in _SIGNATURES.items() if content.startswith(signature))

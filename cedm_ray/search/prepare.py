@@ -3,6 +3,8 @@
 N images, D features, m neighbors.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from cedm_ray import durable
@@ -26,7 +28,17 @@ def prepare_images(study: Study, space: SearchSpace, show: Show) -> ImageSet:
         images = open_image_set(study.images)
         _check_unchanged(images, space.images, study, show)
         return images
-    steps = import_images(space.images, study.images)
+    images = import_shown(space.images, study.images, show)
+    if images.refused:
+        first = images.refused[0]
+        more = f" and {len(images.refused) - 1} more, listed in {study.images / 'index.parquet'}"
+        show(Notice(text=f"left out {first}" + (more if len(images.refused) > 1 else "")))
+    return images
+
+
+def import_shown(config: ImagesConfig, folder: Path, show: Show) -> ImageSet:
+    """`import_images` with its progress shown."""
+    steps = import_images(config, folder)
     while True:
         try:
             step = next(steps)
@@ -35,10 +47,6 @@ def prepare_images(study: Study, space: SearchSpace, show: Show) -> ImageSet:
             break
         show(Progress(task="images", done=step.done, total=step.total, unit="images"))
     show(Progress(task="images", done=len(images), total=len(images), unit="images", ended=True))
-    if images.refused:
-        first = images.refused[0]
-        more = f" and {len(images.refused) - 1} more, listed in {study.images / 'index.parquet'}"
-        show(Notice(text=f"left out {first}" + (more if len(images.refused) > 1 else "")))
     return images
 
 
