@@ -86,6 +86,13 @@ def main() -> None:
 def _explain(error: CedmError, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {_inert(str(error))}", file=sys.stderr)
     if error.mend:
-        print(f"  to mend it: {error.mend}", file=sys.stderr)
+        print(f"  to mend it: {_inert(error.mend)}", file=sys.stderr)
+
+
+def _inert(text: str) -> str:
+    """Text whose control characters a terminal shows and does not obey: names in it may come from anywhere."""
+    from cedm_ray.data.decoding import printable
+
+    return "\n".join(map(printable, text.split("\n")))

@@ -208,7 +208,7 @@ def import_verb(path: str, out: Path, quiet: bool, as_json: bool, **settings: ob
         click.echo(json.dumps(about | {"refused": refused}, indent=2))
         return
     for refusal in found.refused[: 4 * SHOWN]:
-        click.echo(f"refused {refusal}")
+        click.echo(f"refused {_as_options(str(refusal))}")
     if len(found.refused) > 4 * SHOWN:
         click.echo(f"refused {len(found.refused) - 4 * SHOWN:,} more, named in {out.absolute() / INDEX}")
     done = "unchanged, every pixel checked" if there else "made"

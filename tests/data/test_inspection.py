@@ -29,7 +29,7 @@ FILES = {
     "b/grey.png": encode(noise(2).convert("L")),
     "b/grey.jpg": encode(noise(3).convert("L"), "JPEG"),
     "b/wide.tiff": encode(noise(4, 20, 12), "TIFF"),
-    "c/clear.webp": encode(noise(5).convert("RGBA"), "WEBP", lossless=True),
+    "c/clear.webp": encode(Image.merge("RGBA", [*noise(5).split(), noise(6).getchannel(0)]), "WEBP", lossless=True),
     "c/black.png": encode(Image.new("P", (8, 8))),
     "bad/page.jpg": b"<html>",
     "bad/empty.png": b"",
@@ -67,7 +67,7 @@ def test_everything_is_counted_and_every_bad_image_named(source, study_tools):
     assert found.formats == {"PNG": 3, "BMP": 1, "JPEG": 1, "TIFF": 1, "WebP": 1}
     assert found.modes == {"RGB": 3, "L": 2, "RGBA": 1, "P": 1}
     assert found.sizes == {(16, 16): 5, (20, 12): 1, (8, 8): 1}
-    assert list(found.sizes)[0] == (16, 16)
+    assert next(iter(found.sizes)) == (16, 16)
     assert (found.smallest_side, found.largest_side, found.num_not_square, found.num_other_sizes) == (8, 20, 1, 0)
     assert found.common_side == 16
     assert (found.num_smaller_than(16), found.num_smaller_than(13), found.num_smaller_than(8)) == (2, 2, 0)

@@ -46,7 +46,8 @@ def test_inspect_tells_a_person(run, folder, tmp_path):
     assert "            2 x 05 again.png, 05.png" in lines
     assert "            2 x 06 smaller.jpg, 06.png" in lines
     assert f"contact sheet: {tmp_path / 'sheet.png'}" in lines
-    assert Image.open(tmp_path / "sheet.png").width > 8 * 64
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 8 * 64
     assert lines[-1].endswith(f"cedm-ray images import '{folder}' --size 40 --crop center --out SET")
 
 
@@ -108,13 +109,14 @@ def test_import_makes_a_set_and_names_what_it_refused(run, folder, tmp_path):
 def test_a_second_import_checks_the_set_and_changes_nothing(run, folder, tmp_path):
     arguments = ("images", "import", folder, "--out", tmp_path / "set", *IMPORT)
     run(*arguments)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
+    # The lock is taken each time.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("[!.]*")}
     code, out, err = run(*arguments, "--json")
     assert (code, err) == (0, "")
     told = json.loads(out)
     assert (told["made"], told["images"], len(told["refused"])) == (False, 22, 2)
     assert told["digest"] == open_image_set(tmp_path / "set").digest
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir() if path in before} == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("[!.]*")} == before
     pixels = tmp_path / "set" / "pixels.npy"
     pixels.write_bytes(pixels.read_bytes()[:-1] + b"\x07")
     code, out, err = run(*arguments)
@@ -146,7 +148,7 @@ def test_other_settings_end_with_2_and_other_images_with_3(run, folder, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--size", 32), "not square, and --crop is none"),
+        (("--size", 32, "--max-bad-fraction", 0.2), "not square, and --crop is none"),
         (("--crop", "center"), "more than --max-bad-fraction allows"),
         (("--crop", "center", "--on-bad", "fail"), "refused image"),
         (("--crop", "center", "--size", 41, "--max-bad-fraction", 0.5), "are refused so far"),
@@ -157,7 +159,7 @@ def test_what_stops_an_import_is_named_with_the_option_that_mends_it(run, folder
     assert (code, out) == (3, "")
     assert told in err
     assert "to mend it: " in err
-    assert "images." not in err.replace("images.size", "").replace("images.enlarge", "") or "--" in err
+    assert "images." not in err
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
