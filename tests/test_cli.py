@@ -16,7 +16,9 @@ from cedm_ray.verbs import search
 VERBS = ["search", "plan", "images", "features", "bound", "cluster", "train", "sample", "figure", "evaluate", "report"]
 
 
-@pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS), ["images", "inspect"], ["images", "import"]])
+@pytest.mark.parametrize(
+    "arguments", [[], *([verb] for verb in VERBS), ["images", "inspect"], ["images", "import"], ["images", "export"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys; import cedm_ray.cli as door; from click.testing import CliRunner\n"

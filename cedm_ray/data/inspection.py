@@ -11,7 +11,7 @@ import array
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cedm_ray.data import sources
 from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_image, format_name
 from cedm_ray.data.duplicates import DuplicateFinder
-from cedm_ray.data.image_set import ImportProgress
+from cedm_ray.data.entries import Source
+from cedm_ray.data.importing import ImportProgress
+from cedm_ray.data.sources import open_source
 from cedm_ray.durable import storage_error
 
 TILE_SIDE = 64
@@ -44,16 +45,17 @@ class Tile:
 class Inspection:
     """What was found.
 
-    kind: of source ("folder", "zip", ...). location: absolute path, or the name of what is built in. num_images: good
-    ones. refused: the others, with their reasons. formats, modes: images of each, the most frequent first. sizes:
-    images of each (width, height) as stored; the first MAX_SIZES sizes only. num_other_sizes: of all further sizes.
-    smallest_side, largest_side: over all images, in pixels; 0 without any. num_not_square: images. exact, near: groups
-    of names of images that are copies of each other (`duplicates.Duplicates`). num_flat: images of one color, or
-    almost, over the background. samples: images at even distances. exact_shown, near_shown: the first images of the
-    largest groups.
+    kind: of source ("folder", "zip", ...). labelled: whether every image has a label. location: absolute path, or the
+    name of what is built in. num_images: good ones. refused: the others, with their reasons. formats, modes: images of
+    each, the most frequent first. sizes: images of each (width, height) as stored; the first MAX_SIZES sizes only.
+    num_other_sizes: of all further sizes. smallest_side, largest_side: over all images, in pixels; 0 without any.
+    num_not_square: images. exact, near: groups of names of images that are copies of each other
+    (`duplicates.Duplicates`). num_flat: images of one color, or almost, over the background. samples: images at even
+    distances. exact_shown, near_shown: the first images of the largest groups.
     """
 
     kind: str
+    labelled: bool
     location: str
     num_images: int
     refused: tuple[Refusal, ...]
@@ -95,21 +97,22 @@ class Inspection:
 def inspect_images(config: ImagesConfig) -> Generator[ImportProgress, None, Inspection]:
     """Look at every image of `config.source` and return what was found (as StopIteration's value); yields after each.
 
-    Of `config` only source, background and max_pixels are used. Raises as `open_source`, and StorageError where the
-    folder for temporary files is full.
+    Of `config` only source, background and max_pixels are used. Raises as `open_source` and as its source does, and
+    StorageError where the folder for temporary files is full.
     """
     config = ImagesConfig(
         source=config.source, background=config.background, max_pixels=config.max_pixels, crop="center"
     )
-    source = sources.open_source(config)
+    source = open_source(config)
     count, samples = _Count(), []
     try:
         with DuplicateFinder() as finder:
-            for done, (position, name, content) in enumerate(_contents(source), start=1):
-                image = content if isinstance(content, Refusal) else decode_image(name, content, config)
+            for done, entry in enumerate(source, start=1):
+                image = entry if isinstance(entry, Refusal) else decode_image(entry.name, entry.content, config)
                 if isinstance(image, SourceImage):
                     finder.add(len(count.names), image.pixels)
-                    count.add(position, image, content)
+                    # What was refused when the source was listed comes before its files.
+                    count.add(done - 1 - len(source.refused), image, entry.content)
                     # The next good one after each of so many even steps.
                     if (done - 1) * NUM_SAMPLES >= len(samples) * len(source):
                         samples.append(tile(image))
@@ -126,7 +129,8 @@ def inspect_images(config: ImagesConfig) -> Generator[ImportProgress, None, Insp
     tiles = _tiles(source, {positions[number] for group in shown for number in group}, config)
     pictures = [tuple(tiles[positions[n]] for n in group if positions[n] in tiles) for group in shown]
     return Inspection(
-        kind=_kind(source),
+        kind=source.kind,
+        labelled=source.labelled,
         location=source.location,
         num_images=len(names),
         refused=tuple(count.refused),
@@ -176,44 +180,15 @@ class _Count:
         self.num_not_square += image.width != image.height
 
 
-def _tiles(source: sources.Source, positions: Iterable[int], config: ImagesConfig) -> dict[int, Tile]:
+def _tiles(source: Source, positions: Iterable[int], config: ImagesConfig) -> dict[int, Tile]:
     """Small pictures of the files at these places. A file that is not what it was has none."""
     found = {}
-    for position, name, content in _contents(source, sorted(positions)):
-        image = content if isinstance(content, Refusal) else decode_image(name, content, config)
+    places = sorted(positions)
+    for position, entry in zip(places, source.at(places), strict=True):
+        image = entry if isinstance(entry, Refusal) else decode_image(entry.name, entry.content, config)
         if isinstance(image, SourceImage):
             found[position] = tile(image)
     return found
-
-
-# The two functions that know how a source is read.
-
-
-def _kind(source: sources.Source) -> str:
-    names = {sources.FolderSource: "folder", sources.ZipSource: "zip", sources.DigitsSource: "digits"}
-    return names[type(source)]
-
-
-def _contents(
-    source: sources.Source, positions: Iterable[int] | None = None
-) -> Iterator[tuple[int, str, bytes | Image.Image | Refusal]]:
-    """(place in `source.files`, name, content or why there is none), of all or of some places in rising order. What was
-    refused when the source was listed comes first, at -1."""
-    if positions is None:
-        yield from ((-1, refusal.name, refusal) for refusal in source.refused)
-        positions = range(len(source.files))
-    if isinstance(source, sources.FolderSource):
-        for position in positions:
-            name, path = source.files[position]
-            yield position, name, sources._read_file(name, Path(source.location) / path)
-    elif isinstance(source, sources.ZipSource):
-        with sources._open_zip(Path(source.location)) as archive:
-            for position in positions:
-                name = source.files[position]
-                yield position, name, sources._read_member(archive, name)
-    else:
-        for position, image in zip(positions, source.at(positions), strict=True):
-            yield position, image.name, Image.fromarray(image.pixels.transpose(1, 2, 0))
 
 
 def tile(image: SourceImage) -> Tile:

@@ -79,6 +79,7 @@ def _plain(found, sheet: Path | None) -> dict:
     return {
         "source": found.location,
         "kind": found.kind,
+        "labelled": found.labelled,
         "images": found.num_images,
         "refused": [{"name": refusal.name, "reason": refusal.reason} for refusal in found.refused],
         "reasons": {reason: len(names) for reason, names in found.reasons.items()},
@@ -101,7 +102,8 @@ def _describe(found) -> list[str]:
     from cedm_ray.data.decoding import printable
 
     total = found.num_images + len(found.refused)
-    lines = [f"{printable(found.location)}: {found.kind}, {total:,} images"]
+    labels = ", with labels" if found.labelled else ""
+    lines = [f"{printable(found.location)}: {found.kind}, {total:,} images{labels}"]
     lines.append(f"good        {found.num_images:,}")
     lines.append(f"refused     {len(found.refused):,}")
     for reason, names in found.reasons.items():
@@ -216,6 +218,24 @@ def import_verb(path: str, out: Path, quiet: bool, as_json: bool, **settings: ob
         f"{out.absolute()}: {len(found):,} images of {found.size}x{found.size}, {len(found.refused):,} refused, {done}"
     )
     click.echo(f"digest {found.digest}")
+
+
+@images.command("export")
+@click.argument("folder", metavar="SET", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder, *.zip or *.parquet.")
+@options("quiet")
+def export_verb(folder: Path, out: Path, quiet: bool) -> None:
+    """Write a set as files: PNG in a folder or a zip as EDM lays them out, or Parquet."""
+    from cedm_ray.data.exporting import export_images
+    from cedm_ray.data.image_set import open_image_set
+    from cedm_ray.search.results import Progress
+    from cedm_ray.terminal import Display
+
+    images = open_image_set(folder)
+    with Display(quiet=quiet) as show:
+        for done in export_images(images, out):
+            show(Progress(task="images", done=done, total=len(images), unit="images"))
+    click.echo(out.absolute())
 
 
 def _config(**settings: object):

@@ -63,7 +63,7 @@ def test_everything_is_counted_and_every_bad_image_named(source, study_tools):
     assert [step.done for step in said] == list(range(1, NUM_IMAGES + 1))
     assert (said[-1].total, said[-1].refused) == (NUM_IMAGES, 6)
     assert (found.kind, found.location) == (kind, str(path))
-    assert found.num_images == 7
+    assert (found.num_images, found.labelled) == (7, False)
     assert found.formats == {"PNG": 3, "BMP": 1, "JPEG": 1, "TIFF": 1, "WebP": 1}
     assert found.modes == {"RGB": 3, "L": 2, "RGBA": 1, "P": 1}
     assert found.sizes == {(16, 16): 5, (20, 12): 1, (8, 8): 1}

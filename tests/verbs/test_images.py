@@ -182,3 +182,23 @@ def test_two_imports_at_once_into_one_folder_end_with_6(run, folder, tmp_path):
         code, out, err = run("images", "import", folder, "--out", tmp_path / "set", *IMPORT)
     assert (code, out) == (6, "")
     assert "is in use by process" in err
+
+
+@pytest.mark.parametrize("name", ["files", "files.zip", "files.parquet"])
+def test_an_exported_set_imports_as_the_same_images(run, folder, tmp_path, name):
+    run("images", "import", folder, "--out", tmp_path / "set", *IMPORT)
+    code, out, err = run("images", "export", tmp_path / "set", "--out", tmp_path / name, "-q")
+    assert (code, out, err) == (0, f"{tmp_path / name}\n", "")
+    code, _, _ = run("images", "import", tmp_path / name, "--out", tmp_path / "again", "-q")
+    assert code == 0
+    assert open_image_set(tmp_path / "again").digest == open_image_set(tmp_path / "set").digest
+    code, out, err = run("images", "export", tmp_path / "set", "--out", tmp_path / name, "-q")
+    assert (code, out) == (7, "")
+    assert "is there already and is not written over" in err
+
+
+def test_a_folder_that_is_no_set_is_not_exported(run, tmp_path):
+    code, out, err = run("images", "export", tmp_path, "--out", tmp_path / "out", "-q")
+    assert (code, out) == (3, "")
+    assert "no image set in" in err
+    assert not (tmp_path / "out").exists()
