@@ -1,5 +1,6 @@
 """Whatever decodes, the answers are those of this process, in its order."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -67,10 +68,10 @@ def test_an_image_that_forbids_to_go_on_ends_it_at_its_place(tmp_path, png, writ
     members = {f"{row:03d}.png": png() for row in range(150)} | {"100.png": (tmp_path / "100.png").read_bytes()}
     source = open_source(write_zip(tmp_path / "a.zip", members))
     for workers in (0, 1):
-        done = []
+        decoding = decode_source(source, ImagesConfig(), workers=workers)
+        done = [item.image.name for item in itertools.islice(decoding, 100)]
         with pytest.raises(InputDataError, match=r"100.png is 4x6, not square") as caught:
-            for item in decode_source(source, ImagesConfig(), workers=workers):
-                done.append(item.image.name)
+            next(decoding)
         assert done == [f"{row:03d}.png" for row in range(100)]
         assert "images.crop" in caught.value.mend
     assert children() == []
@@ -97,8 +98,8 @@ def test_an_image_that_kills_its_decoder_is_refused_alone(tmp_path, png, write_z
 
 def test_few_images_and_one_core_need_no_workers(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
-    assert (num_workers(10), num_workers(10**6)) == (0, 4)
+    assert (num_workers(10, 10**6), num_workers(10**6, 10**6), num_workers(100, 10**9)) == (0, 4, 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    assert num_workers(10**6) == 0
+    assert num_workers(10**6, 10**9) == 0
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         next(decode_source(open_source("sklearn:digits"), ImagesConfig(), workers=-1))

@@ -78,7 +78,7 @@ def test_a_bad_label_is_named(tmp_path, png, labels, shown):
 def test_labels_in_some_files_only_are_an_error(tmp_path, png):
     pq.write_table(hugging_face([png()], [1]), tmp_path / "a.parquet")
     pq.write_table(hugging_face([png()]), tmp_path / "b.parquet")
-    with pytest.raises(InputDataError, match="of the 2 files .* 1 have a column of labels"):
+    with pytest.raises(InputDataError, match=r"of the 2 files .* 1 have a column of labels"):
         open_source(tmp_path)
 
 

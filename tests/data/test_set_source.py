@@ -9,7 +9,7 @@ def test_an_imported_set_is_a_source_that_gives_the_same_set(tmp_path, import_al
     first = import_all("sklearn:digits", tmp_path / "first")
     source = open_source(tmp_path / "first")
     assert (source.kind, len(source), source.labelled, source.name) == ("image-set", 1797, True, "digits")
-    second = import_all(tmp_path / "first", tmp_path / "second", workers=0)
+    second = import_all(tmp_path / "first", tmp_path / "second")
     assert (second.digest, second.names) == (first.digest, first.names)
     assert np.array_equal(second.labels, first.labels)
     assert [entry.name for entry in source.at([5, 3])] == ["digits/0005", "digits/0003"]
@@ -17,8 +17,8 @@ def test_an_imported_set_is_a_source_that_gives_the_same_set(tmp_path, import_al
 
 def test_a_set_is_brought_to_another_size_as_any_images_are(tmp_path, import_all):
     import_all("sklearn:digits", tmp_path / "first")
-    small = import_all(tmp_path / "first", tmp_path / "small", workers=0, size=4)
-    direct = import_all("sklearn:digits", tmp_path / "direct", workers=0, size=4)
+    small = import_all(tmp_path / "first", tmp_path / "small", size=4)
+    direct = import_all("sklearn:digits", tmp_path / "direct", size=4)
     assert small.digest == direct.digest
-    with pytest.raises(InputDataError, match="8x8 is smaller than images.size"):
-        import_all(tmp_path / "first", tmp_path / "large", workers=0, size=16)
+    with pytest.raises(InputDataError, match=r"8x8 is smaller than images.size"):
+        import_all(tmp_path / "first", tmp_path / "large", size=16)

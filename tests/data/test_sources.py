@@ -136,8 +136,8 @@ def test_a_pattern_may_not_name_too_many_files(tmp_path, pattern):
 
 
 def test_a_shard_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"")
     with pytest.raises(InputDataError, match=r"there is no file .*/1.tar, which .*\{0..1\}.tar names"):
-        (tmp_path / "0.tar").write_bytes(b"")
         open_source(tmp_path / "{0..1}.tar")
 
 
