@@ -143,6 +143,10 @@ class ArraySource(Listed):
     def labelled(self) -> bool:
         return self.labels is not None
 
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.rows.shape)
+
     def at(self, positions: Iterable[int]) -> Iterator[Entry | Refusal]:
         positions = list(positions)
         try:
@@ -292,6 +296,7 @@ class DigitsSource(Listed):
     refused: tuple[Refusal, ...] = ()
     streamed: bool = False
     labelled: bool = True
+    size_bytes: int = NUM_DIGITS * 64
 
     def at(self, positions: Iterable[int]) -> Iterator[Entry | Refusal]:
         from sklearn.datasets import load_digits

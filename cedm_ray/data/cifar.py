@@ -64,6 +64,10 @@ class CifarSource(Listed):
         """The numbers of the images."""
         return range(len(self.labels))
 
+    @property
+    def size_bytes(self) -> int:
+        return sum(batch.size_bytes for batch in self.batches)
+
     def at(self, positions: Iterable[int]) -> Iterator[Entry | Refusal]:
         ends = np.cumsum([batch.count for batch in self.batches])
         read, pixels = -1, None

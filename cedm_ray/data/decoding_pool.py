@@ -26,8 +26,8 @@ from cedm_ray.errors import InputDataError
 
 CHUNK_IMAGES = 64
 CHUNK_BYTES = 8 * 2**20
-MIN_IMAGES = 1_000
-"""A source of fewer images is decoded in this process: starting the others takes longer."""
+MIN_IMAGES, MIN_BYTES = 4_000, 64 * 2**20
+"""A source with less than both is decoded in this process: starting the others takes as long."""
 MAX_WORKERS = 32
 
 _PROGRAM = (
@@ -44,11 +44,12 @@ class Decoded:
     label: int | None
 
 
-def num_workers(num_images: int) -> int:
-    """How many processes decode so many images where nobody says it: one for each core that this process may use; 0,
-    which is this process itself, for few images or one core."""
+def num_workers(num_images: int, size_bytes: int) -> int:
+    """How many processes decode so many images of so many bytes together where nobody says it: one for each core that
+    this process may use; 0, which is this process itself, for a small source or one core."""
     cores = len(os.sched_getaffinity(0))
-    return 0 if num_images < MIN_IMAGES or cores == 1 else min(cores, MAX_WORKERS)
+    small = num_images < MIN_IMAGES and size_bytes < MIN_BYTES
+    return 0 if small or cores == 1 else min(cores, MAX_WORKERS)
 
 
 def decode_source(source: Source, config: ImagesConfig, *, workers: int | None = None) -> Iterator[Decoded]:
@@ -58,7 +59,7 @@ def decode_source(source: Source, config: ImagesConfig, *, workers: int | None =
     the place of the image that it names, and as the source does.
     """
     if workers is None:
-        workers = num_workers(len(source))
+        workers = num_workers(len(source), source.size_bytes)
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
     if workers == 0:

@@ -55,6 +55,7 @@ class Source(Protocol):
     "digits" or "image-set". name: short, for people. location: absolute path, or the name of what is built in. files:
     of the positions that `at` takes. refused: when listed. streamed: whether `at` reads everything that lies before a
     position. labelled: whether every file has a label.
+    size_bytes: of all files together.
     """
 
     kind: str
@@ -64,6 +65,7 @@ class Source(Protocol):
     refused: tuple[Refusal, ...]
     streamed: bool
     labelled: bool
+    size_bytes: int
 
     def __len__(self) -> int: ...
 

@@ -44,6 +44,10 @@ class FolderSource(Listed):
     def labelled(self) -> bool:
         return self.labels is not None
 
+    @property
+    def size_bytes(self) -> int:
+        return int(self.sizes_bytes.sum())
+
     def at(self, positions: Iterable[int]) -> Iterator[Entry | Refusal]:
         root = Path(self.location)
         for position in positions:

@@ -29,9 +29,10 @@ _BUFFER_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """path: of the file. count: its rows. image: the column of images. nested: whether it is a struct."""
+    """path, size_bytes: of the file. count: its rows. image: the column of images. nested: whether it is a struct."""
 
     path: Path
+    size_bytes: int
     count: int
     image: str
     nested: bool
@@ -58,6 +59,10 @@ class ParquetSource(Listed):
     @property
     def labelled(self) -> bool:
         return self.labels is not None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(shard.size_bytes for shard in self.shards)
 
     def at(self, positions: Iterable[int]) -> Iterator[Entry | Refusal]:
         wanted = iter(positions)
@@ -111,7 +116,15 @@ def list_parquet(paths: Sequence[Path], location: Path) -> ParquetSource:
             with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
                 _check_ratio(path, file.metadata)
                 image, nested = _image_column(path, file.schema_arrow)
-                shards.append(_File(path=path, count=file.metadata.num_rows, image=image, nested=nested))
+                shards.append(
+                    _File(
+                        path=path,
+                        size_bytes=path.stat().st_size,
+                        count=file.metadata.num_rows,
+                        image=image,
+                        nested=nested,
+                    )
+                )
                 column = _label_column(file.schema_arrow)
                 if column is not None:
                     labels.append(_labels(path, file, column))

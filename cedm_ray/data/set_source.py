@@ -38,6 +38,10 @@ class ImageSetSource(Listed):
     def labelled(self) -> bool:
         return self.images.labels is not None
 
+    @property
+    def size_bytes(self) -> int:
+        return self.images.pixels.nbytes
+
     def at(self, positions: Iterable[int]) -> Iterator[Entry | Refusal]:
         labels = self.images.labels
         for row in positions:

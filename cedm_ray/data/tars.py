@@ -63,6 +63,10 @@ class TarSource(Listed):
     def labelled(self) -> bool:
         return self.labels is not None
 
+    @property
+    def size_bytes(self) -> int:
+        return int(self.sizes_bytes.sum())
+
     def at(self, positions: Iterable[int]) -> Iterator[Entry | Refusal]:
         with contextlib.ExitStack() as stack:
             file, opened = None, -1

@@ -63,8 +63,8 @@ def write_zip() -> Callable:
 def import_all() -> Callable:
     """Import a source to a folder; the set."""
 
-    def run(source, folder: Path, **settings) -> ImageSet:
-        for _ in import_images(ImagesConfig(source=str(source), **settings), folder):
+    def run(source, folder: Path, *, workers: int = 0, **settings) -> ImageSet:
+        for _ in import_images(ImagesConfig(source=str(source), **settings), folder, workers=workers):
             pass
         return open_image_set(folder)
 

@@ -160,3 +160,17 @@ def test_memory_does_not_grow_with_the_number_of_pixels(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000
+
+
+def test_the_set_has_the_same_bytes_on_any_number_of_workers(folder, tmp_path):
+    for workers in (0, 2):
+        run(import_images(config_of(folder), tmp_path / str(workers), workers=workers))
+    for name in ("pixels.npy", "index.parquet"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_images_of_two_sizes_need_a_size_however_they_are_decoded(folder, tmp_path):
+    Image.new("RGB", (8, 8)).save(folder / "9.png")
+    for workers in (0, 1):
+        with pytest.raises(InputDataError, match=r"0.png has side 6, 9.png has side 8"):
+            run(import_images(config_of(folder), tmp_path / "set", workers=workers))

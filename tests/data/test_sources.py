@@ -1,11 +1,14 @@
+import lzma
 import os
+import zlib
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from cedm_ray.config import digest
 from cedm_ray.data.decoding import ImagesConfig, decode_entries
-from cedm_ray.data.sources import open_source, source_fingerprint
+from cedm_ray.data.sources import expand_pattern, open_source, source_fingerprint
 from cedm_ray.errors import ConfigurationError, InputDataError
 
 
@@ -92,3 +95,60 @@ def test_the_fingerprint_of_a_zip_follows_its_content(tmp_path, png, write_zip):
     assert source_fingerprint(config) == before
     write_zip(tmp_path / "a.zip", {"a.png": png((1, 0, 0))})
     assert source_fingerprint(config) != before
+
+
+def test_the_fingerprints_are_those_of_earlier_versions(tmp_path, png, write_zip):
+    """By hand, as studies have recorded them: a digest of one list."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "b.png").write_bytes(png())
+    os.utime(tmp_path / "files" / "b.png", ns=(5, 5))
+    (tmp_path / "files" / "a.gif").write_bytes(b"")
+    config = ImagesConfig(source=str(tmp_path / "files"))
+    images = config.model_dump(mode="json", exclude={"source"})
+    refused = [["a.gif", ".gif is not read; PNG, JPEG, WebP, BMP and TIFF are"]]
+    content = [["b.png", len(png()), 5], refused]
+    assert source_fingerprint(config) == digest({"images": images, "content": content})
+    path = write_zip(tmp_path / "a.zip", {"b.png": png(), "a.txt": b"x"})
+    content = [path.stat().st_size, ["a.txt", zlib.crc32(b"x"), 1], ["b.png", zlib.crc32(png()), len(png())]]
+    config = ImagesConfig(source=str(path))
+    assert source_fingerprint(config) == digest({"images": images, "content": content})
+    config = ImagesConfig(source="sklearn:digits")
+    assert source_fingerprint(config) == digest({"images": images, "content": ["sklearn:digits"]})
+
+
+def test_a_pattern_names_files_in_the_order_of_their_names(tmp_path):
+    for name in ("a-08.tar", "a-09.tar", "a-10.tar", "b.tar"):
+        (tmp_path / name).write_bytes(b"")
+
+    def names(pattern):
+        return [path.name for path in expand_pattern(str(tmp_path / pattern))]
+
+    assert names("a-{08..10}.tar") == names("a-*.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
+    assert names("{b,a-10}.tar") == names("{a-10,b}.tar") == ["a-10.tar", "b.tar"]
+    assert names("a-0[89].tar") == ["a-08.tar", "a-09.tar"]
+    assert names("b.tar") == names("c-*.tar") == []
+
+
+@pytest.mark.parametrize("pattern", ["{0..999999999}.tar", "{0..999}{0..999}.tar"])
+def test_a_pattern_may_not_name_too_many_files(tmp_path, pattern):
+    with pytest.raises(InputDataError, match="names more than 100,000 files"):
+        open_source(tmp_path / pattern)
+
+
+def test_a_shard_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"")
+    with pytest.raises(InputDataError, match=r"there is no file .*/1.tar, which .*\{0..1\}.tar names"):
+        open_source(tmp_path / "{0..1}.tar")
+
+
+def test_other_packings_are_named(tmp_path):
+    (tmp_path / "a.tar.xz").write_bytes(lzma.compress(b"x"))
+    with pytest.raises(InputDataError, match=r"a.tar.xz is packed by xz, which is not read"):
+        open_source(tmp_path / "a.tar.xz")
+
+
+def test_a_folder_of_tars_and_parquet_files_is_ambiguous(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"")
+    (tmp_path / "b.parquet").write_bytes(b"")
+    with pytest.raises(InputDataError, match="holds both Parquet files and tars"):
+        open_source(tmp_path)
