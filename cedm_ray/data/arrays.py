@@ -9,7 +9,6 @@ Shapes: N images, H and W (or S) of one, R bytes of one.
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from cedm_ray.data.decoding import Refusal, printable
 from cedm_ray.data.entries import MAX_RATIO, Entry, Listed, check_label, stamp
+from cedm_ray.durable import BROKEN_ARRAY
 from cedm_ray.errors import InputDataError, SecurityError
 
 DIGITS = "sklearn:digits"
@@ -33,17 +33,8 @@ ARRAYS = {
 }
 """The names of images in an npz, the first that is there counts, each with the name of its labels: ours, ADM's, plain
 ones, Keras', MedMNIST's, scikit-learn's."""
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What Python's zipfile raises for archives that are broken, encrypted or packed in an unknown way."""
+UNREADABLE = BROKEN_ARRAY
+"""What NumPy raises for broken arrays, and zipfile for archives that are encrypted or packed in an unknown way."""
 _LOCAL_HEADER_BYTES = 30
 _MAX_LABEL_BYTES = 2**30
 

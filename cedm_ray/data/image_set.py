@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from cedm_ray.config import digest
 from cedm_ray.data.decoding import Refusal
-from cedm_ray.durable import read_record, sha256_file
+from cedm_ray.durable import BROKEN_ARRAY, read_record, sha256_file
 from cedm_ray.errors import InputDataError, IntegrityError
 
 PIXELS, INDEX, MANIFEST = "pixels.npy", "index.parquet", "manifest.json"
@@ -145,7 +145,7 @@ def _verify(path: Path, pixels: np.ndarray, manifest: dict[str, Any]) -> None:
 def _map_pixels(path: Path, shape: tuple[int, int, int, int]) -> np.ndarray:
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except BROKEN_ARRAY as error:
         raise _damaged(path, str(error)) from None
     if pixels.dtype != np.uint8 or pixels.shape != shape:
         raise _damaged(path, f"it holds {pixels.dtype} {list(pixels.shape)}, the manifest says uint8 {list(shape)}")
