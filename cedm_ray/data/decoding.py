@@ -190,7 +190,7 @@ def _to_source_image(name: str, image: Image.Image, sha256: str, config: ImagesC
     mode = image.mode
     image.load()
     # Only now: Pillow turns a TIFF upright while it loads it, and the tag is gone then.
-    turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION))
+    turn = _UPRIGHT.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
     image = _to_rgb(image, config.background)
@@ -202,6 +202,14 @@ def _to_source_image(name: str, image: Image.Image, sha256: str, config: ImagesC
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
     return SourceImage(name=name, pixels=pixels, width=width, height=height, mode=mode, sha256=sha256)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation of a loaded image; None where it says none."""
+    # Looking for it takes as long as decoding a small PNG, and these two formats say beforehand that it is not there.
+    if image.format in ("PNG", "JPEG") and not any("exif" in key.lower() or "xm" in key.lower() for key in image.info):
+        return None
+    return image.getexif().get(_EXIF_ORIENTATION)
 
 
 def _open_image(data: bytes) -> Image.Image:
@@ -280,7 +288,7 @@ def _to_rgb(image: Image.Image, background: str) -> Image.Image:
         canvas = Image.new("RGBA", image.size, ImageColor.getrgb(background))
         canvas.alpha_composite(image.convert("RGBA"))
         image = canvas
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ Shapes: N entries, H and W of one picture.
 
 import collections
 import json
+import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def regular_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def sort_out(name: str, extensions: collections.Counter) -> str | None:
     """Why a file is not read ("" where it is no image and of no interest), or None if it is; counts its extension."""
-    extension = PurePosixPath(name).suffix.lower()
+    extension = os.path.splitext(name)[1].lower()
     extensions[extension or "no extension"] += 1
     if extension in EXTENSIONS:
         return None
@@ -119,6 +120,9 @@ def sort_out(name: str, extensions: collections.Counter) -> str | None:
 
 def is_hidden(name: str) -> bool:
     """Whether a name is passed over: a part of it starts with a dot, or is what macOS packs beside files."""
+    # Most names are settled by this alone, a million of them in a second.
+    if name[0] != "." and "/." not in name and "__MACOSX" not in name:
+        return False
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
