@@ -8,6 +8,7 @@ space in `search/test_space.py`, features in `features/test_store.py`. Here is w
 import io
 import json
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -139,6 +140,26 @@ def test_bombs_of_a_thousand_bytes_are_refused_by_their_header(run, tmp_path):
     assert "1 x NxN is more than images.max_pixels (N): bomb.png" in out
     code, out, _ = run("images", "inspect", folder, "-q", "--max-pixels", "70", "--json")
     assert [refusal["name"] for refusal in json.loads(out)["refused"]] == ["bomb.png", "good 9.png"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_member_without_a_name_is_refused(run, tmp_path, kind):
+    path = tmp_path / f"images.{kind}"
+    if kind == "zip":
+        nameless = zipfile.ZipInfo("x")
+        nameless.filename = ""
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("good.png", png())
+            archive.writestr(nameless, png())
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name in ("good.png", ""):
+                info = tarfile.TarInfo(name)
+                info.size = len(png())
+                archive.addfile(info, io.BytesIO(png()))
+    code, out, _ = run("images", "inspect", path, "-q", "--json")
+    assert code == 0
+    assert json.loads(out)["refused"] == [{"name": "", "reason": "it has no name"}]
 
 
 # Arrays ---------------------------------------------------------------------------------------------------------------

@@ -121,13 +121,15 @@ def sort_out(name: str, extensions: collections.Counter) -> str | None:
 def is_hidden(name: str) -> bool:
     """Whether a name is passed over: a part of it starts with a dot, or is what macOS packs beside files."""
     # Most names are settled by this alone, a million of them in a second.
-    if name[0] != "." and "/." not in name and "__MACOSX" not in name:
+    if name[:1] != "." and "/." not in name and "__MACOSX" not in name:
         return False
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def distrust_name(name: str) -> str | None:
     """Why a member of an archive is refused for its name, or None."""
+    if not name:
+        return "it has no name"
     drive = len(name) > 1 and name[1] == ":" and name[0].isascii() and name[0].isalpha()
     if name.startswith("/") or "\\" in name or "\0" in name or drive:
         return "an absolute name, or one with a backslash, a drive or a NUL"

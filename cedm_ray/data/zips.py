@@ -91,7 +91,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 def list_zip(path: Path) -> ZipSource:
     """List a zip. Raises InputDataError where it is damaged, holds no image, or its dataset.json breaks a rule."""
     with open_zip(path) as archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
+        members = [member for member in archive.infolist() if not member.filename.endswith("/")]
         counts = collections.Counter(member.filename for member in members)
         extensions: collections.Counter = collections.Counter()
         files: list[str] = []
