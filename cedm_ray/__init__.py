@@ -24,7 +24,7 @@ _CONTENTS = {
     "run_study": "distributed.run",
     "publish": "report.publish",
     "ImageSet": "data.image_set",
-    "import_images": "data.image_set",
+    "import_images": "data.importing",
     "open_image_set": "data.image_set",
     "open_extractor": "features.extractors",
     "nearest_neighbors": "clustering.neighbors",

@@ -13,6 +13,7 @@ from cedm_ray.allocator import keep_freed_memory
 from cedm_ray.errors import CedmError, ConfigurationError, LockedError, StorageError
 from cedm_ray.verbs.clustering import bound, cluster, features
 from cedm_ray.verbs.evaluation import evaluate
+from cedm_ray.verbs.images import images
 from cedm_ray.verbs.models import train
 from cedm_ray.verbs.planning import plan
 from cedm_ray.verbs.sampling import figure, sample
@@ -36,7 +37,7 @@ def cli(context: click.Context, debug: bool) -> None:
     context.obj["debug"] = debug
 
 
-for _verb in (search, plan, features, bound, cluster, train, sample, figure, evaluate, report):
+for _verb in (search, plan, images, features, bound, cluster, train, sample, figure, evaluate, report):
     cli.add_command(_verb)
 
 
@@ -87,6 +88,13 @@ def main() -> None:
 def _explain(error: CedmError, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {_inert(str(error))}", file=sys.stderr)
     if error.mend:
-        print(f"  to mend it: {error.mend}", file=sys.stderr)
+        print(f"  to mend it: {_inert(error.mend)}", file=sys.stderr)
+
+
+def _inert(text: str) -> str:
+    """Text whose control characters a terminal shows and does not obey: names in it may come from anywhere."""
+    from cedm_ray.data.decoding import printable
+
+    return "\n".join(map(printable, text.split("\n")))

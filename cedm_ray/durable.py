@@ -15,6 +15,9 @@ import os
 import secrets
 import shutil
 import socket
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +35,22 @@ from cedm_ray.errors import IntegrityError, LockedError, StorageError
 SCHEMA = 1
 MANIFEST = "manifest.json"
 _FLUSHES_AT_ONCE = 16
+BROKEN_ARRAY = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy raises for an .npy or .npz that is no whole one: it reads a header as a literal of Python, tokenizes it
+where that fails, and makes an array of whatever shape it states."""
 
 
 def temporary_path(path: Path) -> Path:

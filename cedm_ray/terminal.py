@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cedm_ray.data.decoding import printable
 from cedm_ray.search.results import ClusteringSummary, Notice, StudyResult, TrialResult
 from cedm_ray.search.results import Progress as Step
 
@@ -124,8 +125,9 @@ class Display:
         if self.quiet:
             return
         if isinstance(event, Notice):
-            # Not as markup: a message may hold a file name with brackets.
-            self.console.print(event.text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            # Not as markup, and no control characters: a message may hold a file name with anything in it.
+            text = "\n".join(map(printable, event.text.split("\n")))
+            self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
         elif self._bars is not None:
             self._move_bar(event)
         else:

@@ -13,10 +13,12 @@ from cedm_ray.errors import LockedError, StorageError
 from cedm_ray.search.study import Study
 from cedm_ray.verbs import search
 
-VERBS = ["search", "plan", "features", "bound", "cluster", "train", "sample", "figure", "evaluate", "report"]
+VERBS = ["search", "plan", "images", "features", "bound", "cluster", "train", "sample", "figure", "evaluate", "report"]
 
 
-@pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS)])
+@pytest.mark.parametrize(
+    "arguments", [[], *([verb] for verb in VERBS), ["images", "inspect"], ["images", "import"], ["images", "export"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys; import cedm_ray.cli as door; from click.testing import CliRunner\n"
@@ -54,6 +56,12 @@ def test_version_and_help_end_well(run):
         ("sample", "s", "--num", "many", "--out", "o"),
         ("sample", "s"),
         ("evaluate", "s", "--num", "1"),
+        ("images",),
+        ("images", "look"),
+        ("images", "import", "p"),
+        ("images", "import", "p", "--out", "o", "--on-bad", "hope"),
+        ("images", "import", "p", "--out", "o", "--size", "0"),
+        ("images", "import", "p", "--out", "o", "--background", "mauve"),
     ],
 )
 def test_bad_usage_ends_with_2_and_no_traceback(run, arguments):

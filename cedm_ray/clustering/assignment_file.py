@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from cedm_ray.clustering.assignment import ClusterAssignment
 from cedm_ray.config import canonical_json
 from cedm_ray.data.torch_files import read_torch_file
-from cedm_ray.durable import sha256, sha256_file, write_bytes
+from cedm_ray.durable import BROKEN_ARRAY, sha256, sha256_file, write_bytes
 from cedm_ray.errors import InputDataError, IntegrityError
 
 COLUMNS = ("cluster", "cluster_id", "label")
@@ -130,7 +130,7 @@ def _from_npz(path: Path, key: str | None, num_images: int) -> tuple[np.ndarray,
     try:
         with zipfile.ZipFile(path) as archive:
             shapes = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+    except BROKEN_ARRAY as error:
         raise InputDataError(f"{path} is no .npz file: {error}") from None
     fitting = sorted(name for name, (shape, kind) in shapes.items() if len(shape) == 1 and kind in "iu")
     if key is None:
@@ -149,7 +149,7 @@ def _from_npz(path: Path, key: str | None, num_images: int) -> tuple[np.ndarray,
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays[key], key
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except BROKEN_ARRAY as error:
         raise InputDataError(f"{path}: {key} cannot be read: {error}") from None
 
 

@@ -19,11 +19,14 @@ What is done to a picture, in this order:
 Shapes: S image side.
 """
 
+import hashlib
 import io
 import re
 import warnings
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -36,8 +39,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 # JPEG's own limit; a longer side is a trick or a mistake, even where there are few pixels.
 MAX_SIDE = 65_535
 
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {
-    b"\x89PNG\r\n\x1a\n": "PNG",
+    _PNG_SIGNATURE: "PNG",
     b"\xff\xd8\xff": "JPEG",
     b"RIFF": "WebP",
     b"BM": "BMP",
@@ -61,7 +65,9 @@ class ImagesConfig(Config):
     """Which images, and how each of them is brought to [3, S, S] uint8."""
 
     source: str | None = Field(
-        None, description="a folder, a zip, or sklearn:digits; None: the command line's --images names it"
+        None,
+        description="a folder, zip, tar, npz, Parquet file, ... of images, an imported set, or sklearn:digits; None: "
+        "the command line's --images names it",
     )
     size: int | None = Field(
         None, ge=1, le=4096, description="S in pixels; None: the images' own side, which must then be one and the same"
@@ -92,7 +98,8 @@ class SourceImage:
     """One good image.
 
     name: relative POSIX path or member name. pixels: uint8 [3, S, S]. width, height: as stored, before rotation and
-    crop. mode: Pillow's name of the stored color mode ("RGB", "P", "I;16", ...).
+    crop. mode: Pillow's name of the stored color mode ("RGB", "P", "I;16", ...). sha256: hex, of the file's content, or
+    of the pixels where the source holds pixels.
     """
 
     name: str
@@ -100,6 +107,7 @@ class SourceImage:
     width: int
     height: int
     mode: str
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,19 +130,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-def decode_image(name: str, content: bytes | Image.Image, config: ImagesConfig) -> SourceImage | Refusal:
-    """Bring one file's content, or a picture that needs no decoding, to pixels as the module's docstring says.
+def decode_image(name: str, content: bytes | np.ndarray | Image.Image, config: ImagesConfig) -> SourceImage | Refusal:
+    """Bring one file's content, or pixels that need no decoding, to pixels as the module's docstring says.
 
-    Raises InputDataError for an image that is not square where `config.crop` is "none": that is a decision to take,
-    not an image to leave out.
+    content: an array is uint8 [H, W, 3] or [H, W]. Raises InputDataError for an image that is not square where
+    `config.crop` is "none": that is a decision to take, not an image to leave out.
     """
     try:
         with warnings.catch_warnings():
             # A decoder that warns has guessed at the pixels. Broken metadata is no such guess.
             warnings.simplefilter("error")
             warnings.filterwarnings("ignore", message=r"(?i).*(exif|metadata)", category=UserWarning)
-            image = _open_image(content) if isinstance(content, bytes) else content
-            return _to_source_image(name, image, config)
+            if isinstance(content, bytes):
+                image, data = _open_image(content), content
+            else:
+                image = Image.fromarray(content) if isinstance(content, np.ndarray) else content
+                data = image.tobytes()
+            return _to_source_image(name, image, hashlib.sha256(data).hexdigest(), config)
     except CedmError:
         raise
     except _Unusable as error:
@@ -144,14 +156,41 @@ def decode_image(name: str, content: bytes | Image.Image, config: ImagesConfig) 
         return Refusal(name=name, reason=printable(str(error).strip()) or type(error).__name__)
 
 
-def _to_source_image(name: str, image: Image.Image, config: ImagesConfig) -> SourceImage:
+def decode_entries(entries: Iterable[Any], config: ImagesConfig) -> Iterator[SourceImage | Refusal]:
+    """Decode what a source gives (`entries.py`), in its order; a Refusal passes through. Raises as `decode_image`."""
+    for entry in entries:
+        yield entry if isinstance(entry, Refusal) else decode_image(entry.name, entry.content, config)
+
+
+@dataclass(slots=True)
+class OneSize:
+    """Holds all images of a set to the first one's side where `images.size` does not say it.
+
+    first: (name, S) of the first good image; None before it.
+    """
+
+    first: tuple[str, int] | None = None
+
+    def check(self, name: str, size: int) -> None:
+        """Raises InputDataError naming both images where one has another side than the first."""
+        if self.first is None:
+            self.first = (name, size)
+        if self.first[1] != size:
+            sides = [f"{printable(n)} has side {s}" for n, s in (self.first, (name, size))]
+            raise InputDataError(
+                f"the images differ in size and images.size is not set: {sides[0]}, {sides[1]}",
+                mend="set images.size to the side that all images shall have",
+            )
+
+
+def _to_source_image(name: str, image: Image.Image, sha256: str, config: ImagesConfig) -> SourceImage:
     """Steps 2 to 6 of the module's docstring for an image of which only the header has been read."""
     width, height = image.size
     side, size = _judge_header(name, width, height, config)
     mode = image.mode
     image.load()
     # Only now: Pillow turns a TIFF upright while it loads it, and the tag is gone then.
-    turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION))
+    turn = _UPRIGHT.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
     image = _to_rgb(image, config.background)
@@ -162,7 +201,15 @@ def _to_source_image(name: str, image: Image.Image, config: ImagesConfig) -> Sou
     if side != size:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-    return SourceImage(name=name, pixels=pixels, width=width, height=height, mode=mode)
+    return SourceImage(name=name, pixels=pixels, width=width, height=height, mode=mode, sha256=sha256)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation of a loaded image; None where it says none."""
+    # Looking for it takes as long as decoding a small PNG, and these two formats say beforehand that it is not there.
+    if image.format in ("PNG", "JPEG") and not any("exif" in key.lower() or "xm" in key.lower() for key in image.info):
+        return None
+    return image.getexif().get(_EXIF_ORIENTATION)
 
 
 def _open_image(data: bytes) -> Image.Image:
@@ -179,10 +226,23 @@ def _open_image(data: bytes) -> Image.Image:
     if frames > 1 and image.format != "MPO":
         raise _Unusable(f"an animation or several pages ({frames} frames)")
     if image.format == "PNG":
-        # Loading does not look at the checksums of the pixel chunks; verifying uses the image up.
-        image.verify()
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        # Loading does not look at the checksums of the pixel chunks, and Pillow's verify() uses the image up.
+        _check_png(data)
     return image
+
+
+def _check_png(data: bytes) -> None:
+    """Compare every chunk up to IEND with its checksum (PNG, third edition, section 5.3)."""
+    start = len(_PNG_SIGNATURE)
+    kind = b""
+    while kind != b"IEND":
+        end = start + 8 + int.from_bytes(data[start : start + 4], "big")
+        if end + 4 > len(data) or start + 8 > len(data):
+            raise _Unusable("Truncated PNG file")
+        kind = data[start + 4 : start + 8]
+        if zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise _Unusable(f"a PNG file with a wrong checksum in its {printable(kind.decode('latin-1'))} chunk")
+        start = end + 4
 
 
 def _describe(head: bytes) -> str:
@@ -228,7 +288,7 @@ def _to_rgb(image: Image.Image, background: str) -> Image.Image:
         canvas = Image.new("RGBA", image.size, ImageColor.getrgb(background))
         canvas.alpha_composite(image.convert("RGBA"))
         image = canvas
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
@@ -242,3 +302,8 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     if low < 0 or high > 65_535:
         raise _Unusable(f"integer values must lie in [0, 65535], got [{low}, {high}]")
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def format_name(content: bytes) -> str:
+    """PNG, JPEG, WebP, BMP or TIFF, by the first bytes of a file that `decode_image` takes."""
+    return next(name for signature, name in _SIGNATURES.items() if content.startswith(signature))

@@ -1,392 +1,224 @@
-"""What the user points at, as one ordered stream of checked images: a folder, a zip, or scikit-learn's digits.
+"""What the user points at, found out by looking, as one ordered list of pictures.
 
-A folder is read recursively, its images sorted by relative POSIX path; a zip's members are sorted by name and read
-where they lie, never extracted. Only regular files are read: symbolic links, FIFOs, sockets and devices below the
-source are refused, so that no loop and no way out of it exists. Names that start with a dot and `__MACOSX` are passed
-over. Files without an image's extension are counted and otherwise ignored; images of formats that are not read (GIF,
-SVG, HEIC, ...) are refused unopened. How a file becomes pixels stands in `decoding.py`.
+| what | told by | read by |
+|---|---|---|
+| an image set that was imported before | `manifest.json` and `pixels.npy` in a folder | `set_source.py` |
+| a folder of images, EDM's with `dataset.json` | images somewhere below it | `folders.py` |
+| a zip of images, EDM's with `dataset.json` | its first bytes | `zips.py` |
+| a tar, plain or gzipped; a WebDataset of several | its first bytes; a folder or a pattern of such files | `tars.py` |
+| CIFAR-10 and CIFAR-100, the Python version | the names in the tarball or the folder | `cifar.py` |
+| NumPy's npz and npy | its first bytes, and an npy in the zip | `arrays.py` |
+| MNIST's idx, plain or gzipped | its first bytes; a folder with `train-images-idx3-ubyte` | `idx.py` |
+| Parquet, Hugging Face's layout or plain | its first bytes; a folder or a pattern of such files | `parquet_images.py` |
+| scikit-learn's digits | the word `sklearn:digits` | `arrays.py` |
 
-Shapes: S image side.
+A pattern is a path with `*`, `?`, `[...]` or braces, `{00000..00099}` or `{a,b}`, where no file has that very name.
+Labels that a source carries come along, for evaluation only. How a picture becomes pixels stands in `decoding.py`.
 """
 
-import collections
-import os
+import glob
+import gzip
+import hashlib
+import itertools
 import re
 import stat
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Protocol
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from cedm_ray.config import canonical_json
+from cedm_ray.data.arrays import DIGITS, DigitsSource, list_npy, list_npz
+from cedm_ray.data.cifar import cifar_layout, list_cifar
+from cedm_ray.data.decoding import ImagesConfig, printable
+from cedm_ray.data.entries import Source, regular_files
+from cedm_ray.data.folders import list_folder
+from cedm_ray.data.idx import TRAIN_IMAGES, is_idx, list_idx
+from cedm_ray.data.parquet_images import list_parquet
+from cedm_ray.data.set_source import is_image_set, list_image_set
+from cedm_ray.data.tars import TAR_SUFFIXES, list_tars
+from cedm_ray.data.zips import list_zip, open_zip
+from cedm_ray.errors import CedmError, ConfigurationError, InputDataError
 
-from cedm_ray.config import digest
-from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_image, printable
-from cedm_ray.errors import ConfigurationError, InputDataError
-
-DIGITS = "sklearn:digits"
-NUM_DIGITS = 1797
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-UNREAD_EXTENSIONS = frozenset(
-    {".gif", ".svg", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".eps", ".ps", ".pdf", ".psd", ".tga", ".ico", ".pbm"}
-    | {".pgm", ".ppm", ".exr", ".hdr", ".fits", ".dds", ".pcx"}
-)
-# The whole content of one file is held in memory while it is decoded.
-MAX_FILE_BYTES = 256 * 2**20
-MAX_ZIP_RATIO = 200
-# Python bounds what these two inflate to; it does not for bzip2 and LZMA.
-_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+KINDS = f"a folder, zip, tar, npz, npy, idx or Parquet file of images, an imported set, or {DIGITS}"
+MAX_SHARDS = 100_000
+_TAR_MAGIC = slice(257, 262)
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
+_OTHER_PACKINGS = {b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
 
 
-class Source(Protocol):
-    """An ordered stream of images. `len` is the number of items; iterating yields SourceImage or Refusal.
+def open_source(where: ImagesConfig | Path | str) -> Source:
+    """Find out what `where` (or `where.source`) is and list what it holds; nothing is decoded yet.
 
-    `at` yields those at some places of `files`, so that several processes can each read a share. name: short, for
-    people. location: absolute path, or the name of what is built in. fingerprint: changes whenever the images may have
-    changed (names, sizes, times or CRCs, and the settings of decoding); it costs no decoding. refused: when listed.
-    Iterating raises InputDataError where one image forbids to go on: not square without a crop, or of another side
-    than those before it where `images.size` is None.
+    Raises ConfigurationError where no source is named, InputDataError for one that is missing, unreadable, damaged, of
+    another kind, or without images, SecurityError for pickled objects.
     """
-
-    name: str
-    location: str
-    fingerprint: str
-    files: Sequence
-    refused: tuple[Refusal, ...]
-
-    def __len__(self) -> int: ...
-
-    def at(self, positions: Iterable[int]) -> Iterator[SourceImage | Refusal]: ...
-
-    def __iter__(self) -> Iterator[SourceImage | Refusal]: ...
-
-
-def open_source(config: ImagesConfig) -> Source:
-    """Find out what `config.source` is and list what it holds; nothing is decoded yet.
-
-    Raises ConfigurationError where no source is named, InputDataError for one that is missing, unreadable, of another
-    kind, or without images.
-    """
-    if config.source is None:
+    source = where.source if isinstance(where, ImagesConfig) else where
+    if source is None:
         raise ConfigurationError("images.source is not set", mend="set it in the YAML file, or give --images PATH")
-    if config.source == DIGITS:
-        return DigitsSource(config=config)
-    path = Path(config.source).expanduser().absolute()
+    if str(source) == DIGITS:
+        return DigitsSource()
+    path = Path(source).expanduser().absolute()
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            return _list_folder(path, config)
-        if stat.S_ISREG(mode):
-            return _list_zip(path, config)
+        found = _open_path(path)
+    except CedmError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        mend = f"give the path of a folder or a zip of images, or {DIGITS}"
-        raise InputDataError(f"cannot read images from {printable(str(path))}: {reason}", mend=mend) from None
-    raise InputDataError(f"{printable(str(path))} is neither a folder nor a file")
+        raise InputDataError(
+            f"cannot read images from {printable(str(path))}: {reason}", mend=f"give the path of {KINDS}"
+        ) from None
+    if found is None:
+        raise InputDataError(f"{printable(str(path))} is neither a folder nor a file")
+    return found
 
 
 def source_fingerprint(config: ImagesConfig) -> str:
     """The fingerprint of `config`'s source as it is now, without decoding anything; raises as `open_source`."""
-    return open_source(config).fingerprint
+    return fingerprint(open_source(config), config)
 
 
-def _fingerprint(config: ImagesConfig, content: list) -> str:
-    # Where the source lies does not matter: a folder that is moved as a whole holds the same images.
-    return digest({"images": config.model_dump(mode="json", exclude={"source"}), "content": content})
+def fingerprint(source: Source, config: ImagesConfig) -> str:
+    """SHA-256 (hex) that changes whenever the images may have changed: what the source lists, and the settings of
+    decoding.
 
-
-def _decode_stream(
-    files: Iterable[tuple[str, bytes | Image.Image | Refusal]], config: ImagesConfig
-) -> Iterator[SourceImage | Refusal]:
-    """Decode (name, content or refusal) in order, holding all images to the first one's side if none is configured."""
-    first: SourceImage | None = None
-    for name, content in files:
-        image = content if isinstance(content, Refusal) else decode_image(name, content, config)
-        if isinstance(image, SourceImage):
-            first = first or image
-            if image.pixels.shape != first.pixels.shape:
-                sides = [f"{printable(i.name)} has side {i.pixels.shape[-1]}" for i in (first, image)]
-                raise InputDataError(
-                    f"the images differ in size and images.size is not set: {sides[0]}, {sides[1]}",
-                    mend="set images.size to the side that all images shall have",
-                )
-        yield image
-
-
-def _sort_out(name: str, extensions: collections.Counter) -> str | None:
-    """Why a file is not read ("" where it is no image and of no interest), or None if it is; counts its extension."""
-    extension = PurePosixPath(name).suffix.lower()
-    extensions[extension or "no extension"] += 1
-    if extension in EXTENSIONS:
-        return None
-    if extension in UNREAD_EXTENSIONS:
-        return f"{extension} is not read; PNG, JPEG, WebP, BMP and TIFF are"
-    return ""
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-
-
-def _check_not_empty(location: Path, num_files: int, refused: list[Refusal], extensions: collections.Counter) -> None:
-    if num_files:
-        return
-    found = ", ".join(f"{count:,} {printable(extension)}" for extension, count in extensions.most_common(10))
-    message = f"no images in {printable(str(location))}; found: {found or 'nothing'}"
-    if refused:
-        message += f"; refused: {len(refused):,}, the first is {refused[0]}"
-    raise InputDataError(message, mend=f"images end in {' '.join(sorted(EXTENSIONS))}")
-
-
-# Folder -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FolderSource:
-    """A folder, listed. files: (name, path below the folder as the system spells it), sorted by name."""
-
-    config: ImagesConfig
-    name: str
-    location: str
-    fingerprint: str
-    files: tuple[tuple[str, str], ...]
-    refused: tuple[Refusal, ...]
-
-    def __len__(self) -> int:
-        return len(self.files) + len(self.refused)
-
-    def __iter__(self) -> Iterator[SourceImage | Refusal]:
-        yield from self.refused
-        yield from self.at(range(len(self.files)))
-
-    def at(self, positions: Iterable[int]) -> Iterator[SourceImage | Refusal]:
-        """The files at these places of `files`, in this order."""
-        root = Path(self.location)
-        chosen = (self.files[position] for position in positions)
-        yield from _decode_stream(((name, _read_file(name, root / path)) for name, path in chosen), self.config)
-
-
-def _list_folder(root: Path, config: ImagesConfig) -> FolderSource:
-    listed: list[tuple[str, str, int, int]] = []
-    refused: list[Refusal] = []
-    extensions: collections.Counter = collections.Counter()
-    pending = [""]
-    while pending:
-        folder = pending.pop()
-        try:
-            with os.scandir(root / folder) as scan:
-                entries = list(scan)
-        except OSError as error:
-            if not folder:
-                raise
-            refused.append(Refusal(name=_utf8(folder), reason=f"cannot list the folder: {error.strerror}"))
-            continue
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            name = _utf8(path)
-            if _is_hidden(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(path)
-            elif entry.is_symlink() and os.path.isdir(root / path):
-                refused.append(Refusal(name=name, reason="a symbolic link to a folder, which is not followed"))
-            elif (reason := _sort_out(name, extensions)) is None:
-                if entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    listed.append((name, path, status.st_size, status.st_mtime_ns))
-                else:
-                    what = "a symbolic link, which is not followed" if entry.is_symlink() else "not a regular file"
-                    refused.append(Refusal(name=name, reason=what))
-            elif reason:
-                refused.append(Refusal(name=name, reason=reason))
-    listed.sort()
-    refused.sort(key=lambda refusal: refusal.name)
-    _check_not_empty(root, len(listed), refused, extensions)
-    content = [[name, size, mtime_ns] for name, _, size, mtime_ns in listed]
-    return FolderSource(
-        config=config,
-        name=root.resolve().name or "images",
-        location=str(root),
-        fingerprint=_fingerprint(config, [*content, [[refusal.name, refusal.reason] for refusal in refused]]),
-        files=tuple((name, path) for name, path, _, _ in listed),
-        refused=tuple(refused),
-    )
-
-
-def _utf8(path: str) -> str:
-    """A file name as text that can be stored; bytes that are not UTF-8 are written as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _read_file(name: str, path: Path) -> bytes | Refusal:
-    try:
-        # What was a regular file when it was listed may be a link or a FIFO by now.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return Refusal(name=name, reason="not a regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                return Refusal(name=name, reason=_too_large(status.st_size))
-            return file.read(status.st_size)
-    except OSError as error:
-        return Refusal(name=name, reason=error.strerror or str(error))
-
-
-def _too_large(size_bytes: int) -> str:
-    return f"{size_bytes:,} bytes are more than {MAX_FILE_BYTES:,}"
-
-
-# Zip ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ZipSource:
-    """A zip, listed. files: the names of the members to read, sorted; each name occurs once in the archive."""
-
-    config: ImagesConfig
-    name: str
-    location: str
-    fingerprint: str
-    files: tuple[str, ...]
-    refused: tuple[Refusal, ...]
-
-    def __len__(self) -> int:
-        return len(self.files) + len(self.refused)
-
-    def __iter__(self) -> Iterator[SourceImage | Refusal]:
-        yield from self.refused
-        yield from self.at(range(len(self.files)))
-
-    def at(self, positions: Iterable[int]) -> Iterator[SourceImage | Refusal]:
-        """The members at these places of `files`, in this order."""
-        with _open_zip(Path(self.location)) as archive:
-            chosen = (self.files[position] for position in positions)
-            yield from _decode_stream(((name, _read_member(archive, name)) for name in chosen), self.config)
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except OSError as error:
-        raise InputDataError(f"cannot read {printable(str(path))}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        with open(path, "rb") as file:
-            head = file.read(8)
-        if head.startswith(b"PK"):
-            what, mend = f"a truncated or damaged zip ({error})", "fetch or pack it again; unzip -t tests it"
-        else:
-            what, mend = f"not a zip (it starts with {head!r})", f"give a folder or a zip of images, or {DIGITS}"
-        raise InputDataError(f"{printable(str(path))} is {what}", mend=mend) from None
-
-
-def _list_zip(path: Path, config: ImagesConfig) -> ZipSource:
-    with _open_zip(path) as archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
-    counts = collections.Counter(member.filename for member in members)
-    extensions: collections.Counter = collections.Counter()
-    files: list[str] = []
-    refused: dict[str, Refusal] = {}
-    for member in members:
-        name = member.filename
-        reason = _distrust(member, counts[name])
-        if reason is None and _is_hidden(name):
-            continue
-        if reason is None:
-            reason = _sort_out(name, extensions)
-            if reason is None:
-                reason = _distrust_content(member)
-        if reason is None:
-            files.append(name)
-        elif reason:
-            refused[name] = Refusal(name=name, reason=reason)
-    refusals = [refused[name] for name in sorted(refused)]
-    _check_not_empty(path, len(files), refusals, extensions)
-    content = [[member.filename, member.CRC, member.file_size] for member in members]
-    return ZipSource(
-        config=config,
-        name=path.stem or "images",
-        location=str(path),
-        fingerprint=_fingerprint(config, [path.stat().st_size, *sorted(content)]),
-        files=tuple(sorted(files)),
-        refused=tuple(refusals),
-    )
-
-
-def _distrust(member: zipfile.ZipInfo, count: int) -> str | None:
-    """Why a member is refused whatever it contains, or None."""
-    # zipfile cuts a name at a NUL byte; the stored one is judged.
-    name = member.orig_filename
-    if name.startswith("/") or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name):
-        return "an absolute name, or one with a backslash, a drive or a NUL"
-    if ".." in PurePosixPath(name).parts:
-        return "a name that leads out of the archive"
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG):
-        return "a symbolic link" if kind == stat.S_IFLNK else "not a regular file"
-    if count > 1:
-        return f"{count} members have this name"
-    return None
-
-
-def _distrust_content(member: zipfile.ZipInfo) -> str | None:
-    """Why an image member is not read, judged from the directory of the archive, or None."""
-    if member.flag_bits & 1:
-        return "encrypted"
-    if member.compress_type not in _ZIP_METHODS:
-        return f"compression method {member.compress_type} is not read; stored and deflated are"
-    if member.file_size > MAX_FILE_BYTES:
-        return _too_large(member.file_size)
-    if member.file_size > MAX_ZIP_RATIO * max(member.compress_size, 1):
-        return f"inflates more than {MAX_ZIP_RATIO} times ({member.compress_size:,} to {member.file_size:,} bytes)"
-    return None
-
-
-def _read_member(archive: zipfile.ZipFile, name: str) -> bytes | Refusal:
-    try:
-        # Reading stops at the size that the directory states, and the CRC is checked there.
-        return archive.read(name)
-    except Exception as error:
-        # As in decode_image: what a damaged archive makes zipfile and zlib raise is no closed list.
-        return Refusal(name=name, reason=printable(str(error)) or type(error).__name__)
-
-
-# Digits -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DigitsSource:
-    """The 1,797 handwritten digits, 8x8 grey, that come with scikit-learn: grey levels 0..16 are spread over 0..255.
-
-    Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI repository, 1998.
+    Where the source lies does not matter: a folder that is moved as a whole holds the same images.
     """
+    # The digest of one JSON text, written piece by piece, because a list of a million files is large.
+    hasher = hashlib.sha256(b'{"content":[')
+    pieces = (canonical_json(item) for item in source.listing())
+    for number, piece in enumerate(pieces):
+        hasher.update(f",{piece}".encode() if number else piece.encode())
+    images = canonical_json(config.model_dump(mode="json", exclude={"source"}))
+    hasher.update(f'],"images":{images}}}'.encode())
+    return hasher.hexdigest()
 
-    config: ImagesConfig
-    name: str = "digits"
-    location: str = DIGITS
-    fingerprint: str = field(init=False)
-    refused: tuple[Refusal, ...] = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", _fingerprint(self.config, [DIGITS]))
+def _open_path(path: Path) -> Source | None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        shards = expand_pattern(str(path))
+        if not shards:
+            raise
+        return _open_shards(shards, path)
+    if stat.S_ISDIR(mode):
+        return _open_folder(path)
+    return _open_file(path) if stat.S_ISREG(mode) else None
 
-    def __len__(self) -> int:
-        return NUM_DIGITS
 
-    @property
-    def files(self) -> range:
-        """The numbers of the pictures."""
-        return range(NUM_DIGITS)
+def _open_folder(path: Path) -> Source:
+    if is_image_set(path):
+        return list_image_set(path)
+    if (layout := cifar_layout(path)) is not None:
+        return list_cifar(path, layout)
+    if (images := next((path / name for name in TRAIN_IMAGES if (path / name).is_file()), None)) is not None:
+        return list_idx(images)
+    try:
+        return list_folder(path)
+    except InputDataError:
+        # No image lies there; then shards may.
+        for folder in (path, path / "data"):
+            shards = [file for kinds in (TAR_SUFFIXES, (".parquet",)) for file in _files(folder, kinds)]
+            if shards:
+                return _open_shards(shards, path)
+        raise
 
-    def __iter__(self) -> Iterator[SourceImage | Refusal]:
-        yield from self.at(self.files)
 
-    def at(self, positions: Iterable[int]) -> Iterator[SourceImage | Refusal]:
-        """The pictures of these numbers, in this order."""
-        from sklearn.datasets import load_digits
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return regular_files(folder, suffixes) if folder.is_dir() and not folder.is_symlink() else []
 
-        greys = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
-        pictures = ((f"digits/{index:04d}", Image.fromarray(greys[index])) for index in positions)
-        yield from _decode_stream(pictures, self.config)
+
+def _open_shards(shards: Sequence[Path], location: Path) -> Source:
+    """Several tars or several Parquet files as one source."""
+    parquet = [shard for shard in shards if shard.name.lower().endswith(".parquet")]
+    if parquet and len(parquet) < len(shards):
+        raise InputDataError(
+            f"{printable(str(location))} holds both Parquet files and tars", mend="name one kind: PATH/*.parquet"
+        )
+    splits = sorted({shard.name.partition("-")[0] for shard in shards})
+    if "train" in splits and len(splits) > 1:
+        raise InputDataError(
+            f"{printable(str(location))} holds several splits: {printable(', '.join(splits[:5]))}",
+            mend=f"name one of them: {shards[0].parent}/train-*",
+        )
+    return list_parquet(shards, location) if parquet else list_tars(shards, location)
+
+
+def expand_pattern(pattern: str) -> list[Path]:
+    """The regular files that a pattern with `*`, `?`, `[...]` or braces names, in the order of their names; none where
+    it is no pattern. Raises InputDataError for too many, or where a name that braces spell out is not there."""
+    if not glob.has_magic(pattern) and not _BRACES.search(pattern):
+        return []
+    found: set[Path] = set()
+    for name in _spell_out(pattern):
+        if glob.has_magic(name):
+            found.update(Path(path) for path in itertools.islice(glob.iglob(name), MAX_SHARDS + 1))
+        elif Path(name).exists():
+            found.add(Path(name))
+        else:
+            raise InputDataError(f"there is no file {printable(name)}, which {printable(pattern)} names")
+        if len(found) > MAX_SHARDS:
+            raise InputDataError(f"{printable(pattern)} names more than {MAX_SHARDS:,} files")
+    return sorted(path for path in found if path.is_file())
+
+
+def _spell_out(pattern: str) -> Iterator[str]:
+    """A pattern without its braces, once for each choice. `{08..12}` counts, with zeros in front."""
+    parts = _BRACES.split(pattern)
+    choices = [_choices(part) if number % 2 else [part] for number, part in enumerate(parts)]
+    total = 1
+    for choice in choices:
+        total *= len(choice)
+    if total > MAX_SHARDS:
+        raise InputDataError(f"{printable(pattern)} names more than {MAX_SHARDS:,} files")
+    return ("".join(choice) for choice in itertools.product(*choices))
+
+
+def _choices(inside: str) -> Sequence[str]:
+    counted = _RANGE.fullmatch(inside)
+    if counted is None:
+        return inside.split(",")
+    first, last = counted.groups()
+    numbers = range(int(first), int(last) + 1)
+    if len(numbers) > MAX_SHARDS:
+        raise InputDataError(f"{{{inside}}} names more than {MAX_SHARDS:,} files")
+    return [str(number).zfill(len(first)) for number in numbers]
+
+
+def _open_file(path: Path) -> Source:
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if head.startswith(b"PK"):
+        with open_zip(path) as archive:
+            arrays = any(name.endswith(".npy") and "/" not in name for name in archive.namelist())
+        return list_npz(path) if arrays else list_zip(path)
+    if head.startswith(b"\x93NUMPY"):
+        return list_npy(path)
+    if head.startswith(b"PAR1"):
+        return list_parquet([path], path)
+    zipped = head.startswith(b"\x1f\x8b")
+    inside = _inflated_head(path) if zipped else head
+    if is_idx(inside):
+        return list_idx(path)
+    if inside[_TAR_MAGIC] == b"ustar" or path.name.lower().endswith(TAR_SUFFIXES):
+        layout = cifar_layout(path)
+        return list_tars([path], path) if layout is None else list_cifar(path, layout)
+    packing = next((name for magic, name in _OTHER_PACKINGS.items() if head.startswith(magic)), None)
+    if packing is not None:
+        raise InputDataError(
+            f"{printable(str(path))} is packed by {packing}, which is not read", mend="unpack it, or pack it as a zip"
+        )
+    raise InputDataError(
+        f"{printable(str(path))} is of no kind that is read (it starts with {head[:8]!r})", mend=f"give {KINDS}"
+    )
+
+
+def _inflated_head(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            return file.read(512)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputDataError(
+            f"{printable(str(path))} is a truncated or damaged gzip file ({error})", mend="fetch it again"
+        ) from None

@@ -1,16 +1,17 @@
 """Images of any generator as they lie: a folder, a zip or an npz file, read by position, nothing copied.
 
-A folder and a zip are listed and decoded as a study's images are (`sources.py`, `decoding.py`), sorted by name. An npz
-file holds uint8 images as `images` (as `cedm-ray sample --out x.npz` writes them) or `arr_0` (as ADM's tools do), each
-[n, S, S, 3] or [n, 3, S, S]; where the array is stored it is mapped, where it is compressed it is held in memory as a
-whole. Here every image counts: one that cannot be read, or has another size, is an error that names it.
+A folder, a zip and whatever else can be read from any place (a plain tar, an image set, ...) are listed and decoded as
+a study's images are (`sources.py`, `decoding.py`), in the order of their source. An npz file holds uint8 images as
+`images` (as `cedm-ray sample --out x.npz` writes them), `arr_0` (as ADM's tools do) or another of the names in
+`arrays.py`, each [n, S, S, 3] or [n, 3, S, S]; where the array is stored it is mapped, where it is compressed it is
+held in memory as a whole. Here every image counts: one that cannot be read, or has another size, is an error that names
+it.
 
 Shapes: n images, b of a batch, S image side.
 """
 
 import hashlib
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,26 +20,14 @@ from typing import Protocol
 import numpy as np
 
 from cedm_ray.config import digest
-from cedm_ray.data.decoding import ImagesConfig, Refusal, printable
+from cedm_ray.data.arrays import ARRAYS, UNREADABLE, MappedRows, npz_rows
+from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_entries, printable
+from cedm_ray.data.entries import Source
 from cedm_ray.data.image_set import pixels_digest
-from cedm_ray.data.sources import Source, open_source
-from cedm_ray.errors import InputDataError, SecurityError
-
-ARRAYS = ("images", "arr_0")
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What Python's zipfile raises for archives that are broken, encrypted or packed in an unknown way."""
+from cedm_ray.data.sources import fingerprint, open_source
+from cedm_ray.errors import InputDataError
 
 _BATCH = 256
-_LOCAL_HEADER_BYTES = 30
 
 
 class StoredImages(Protocol):
@@ -80,9 +69,10 @@ def content_digest(images: StoredImages) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ImageFiles:
-    """A folder or a zip. first: name of the image that the others are held to."""
+    """A folder or a zip. config: how its images are decoded. first: name of the image that the others are held to."""
 
     source: Source
+    config: ImagesConfig
     size: int
     first: str
 
@@ -92,7 +82,7 @@ class _ImageFiles:
 
     @property
     def fingerprint(self) -> str:
-        return self.source.fingerprint
+        return fingerprint(self.source, self.config)
 
     def __len__(self) -> int:
         return len(self.source.files)
@@ -100,8 +90,8 @@ class _ImageFiles:
     def read(self, positions: Sequence[int]) -> np.ndarray:
         return np.stack([image.pixels for image in self._images(positions)])
 
-    def _images(self, positions: Sequence[int]) -> Iterator:
-        for image in self.source.at(positions):
+    def _images(self, positions: Sequence[int]) -> Iterator[SourceImage]:
+        for image in decode_entries(self.source.at(positions), self.config):
             if isinstance(image, Refusal):
                 raise _bad(self.source, image)
             if (side := image.pixels.shape[-1]) != self.size:
@@ -114,13 +104,19 @@ class _ImageFiles:
 
 
 def _open_files(path: str) -> _ImageFiles:
-    source = open_source(ImagesConfig(source=path))
+    config = ImagesConfig(source=path)
+    source = open_source(config)
     if source.refused:
         raise _bad(source, source.refused[0])
-    (first,) = source.at([0])
+    if source.streamed:
+        raise InputDataError(
+            f"{printable(source.location)} can only be read from its beginning to its end",
+            mend=f"make a set of it first: cedm-ray images import {printable(path)} --out SET",
+        )
+    (first,) = decode_entries(source.at([0]), config)
     if isinstance(first, Refusal):
         raise _bad(source, first)
-    return _ImageFiles(source=source, size=first.pixels.shape[-1], first=first.name)
+    return _ImageFiles(source=source, config=config, size=first.pixels.shape[-1], first=first.name)
 
 
 def _bad(source: Source, refusal: Refusal) -> InputDataError:
@@ -163,43 +159,19 @@ def _open_npz(path: Path) -> _ImageArray:
                     mend="name the array of the images `images` or `arr_0`, uint8 [n, S, S, 3]",
                 )
             member = archive.getinfo(f"{key}.npy")
-            pixels = _member_array(path, archive, member)
+            rows = npz_rows(path, archive, key)
+            shape = rows.shape
+            square = len(shape) == 4 and (
+                (shape[3] == 3 and shape[1] == shape[2]) or (shape[1] == 3 and shape[2] == shape[3])
+            )
+            if rows.dtype != np.uint8 or not square:
+                raise InputDataError(
+                    f"{where}: {key} must be uint8 [n, S, S, 3] or [n, 3, S, S], got {rows.dtype} {list(shape)}"
+                )
+            pixels = rows.map() if isinstance(rows, MappedRows) else np.stack(list(rows.read(range(shape[0]))))
     except FileNotFoundError:
         raise InputDataError(f"there is no file {where}") from None
     except UNREADABLE as error:
         raise InputDataError(f"{where} is not an npz file that can be read: {printable(str(error))}") from None
-    shape = pixels.shape
-    square = len(shape) == 4 and ((shape[3] == 3 and shape[1] == shape[2]) or (shape[1] == 3 and shape[2] == shape[3]))
-    if pixels.dtype != np.uint8 or not square:
-        raise InputDataError(
-            f"{where}: {key} must be uint8 [n, S, S, 3] or [n, 3, S, S], got {pixels.dtype} {list(shape)}"
-        )
-    fingerprint = digest({"array": key, "crc": member.CRC, "bytes": member.file_size})
-    return _ImageArray(name=path.stem, fingerprint=fingerprint, pixels=pixels)
-
-
-def _member_array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """One array of an npz file: a map of the file where it is stored, a copy in memory where it is compressed.
-
-    Raises SecurityError for Python objects, which are never unpickled, ValueError for what is no array.
-    """
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read_header(file)
-        if dtype.hasobject:
-            raise SecurityError(f"{path}: {member.filename} holds pickled Python objects and was not read")
-        if fortran_order:
-            raise ValueError(f"{member.filename} is in Fortran order, which is not read")
-        header_bytes = file.tell()
-        if int(np.prod(shape)) * dtype.itemsize != member.file_size - header_bytes:
-            raise ValueError(f"{member.filename} is not as long as its shape {list(shape)} says")
-        if member.compress_type != zipfile.ZIP_STORED:
-            return np.frombuffer(file.read(), dtype=dtype).reshape(shape)
-    with open(path, "rb") as file:
-        # The local header may carry other extra fields than the directory of the archive.
-        file.seek(member.header_offset)
-        local = file.read(_LOCAL_HEADER_BYTES)
-        name_bytes, extra_bytes = (int.from_bytes(local[at : at + 2], "little") for at in (26, 28))
-    offset = member.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes + header_bytes
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+    state = digest({"array": key, "crc": member.CRC, "bytes": member.file_size})
+    return _ImageArray(name=path.stem, fingerprint=state, pixels=pixels)

@@ -16,7 +16,7 @@ from cedm_ray.clustering.assignment_file import from_labels, read_assignment
 from cedm_ray.clustering.zero_shot import PROMPTS, class_prompts, prompt_ensemble, zero_shot
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.distributed.run import run_features, run_images, run_other_features, run_study
-from cedm_ray.errors import ConfigurationError
+from cedm_ray.errors import ConfigurationError, InputDataError
 from cedm_ray.features.extractors import open_text_encoder
 from cedm_ray.features.store import open_features
 from cedm_ray.search.agenda import FitTask, Goal
@@ -125,4 +125,10 @@ def _given(images: ImageSet, wanted: Wanted) -> ClusterAssignment:
     """The assignment of a file, or the labels as one."""
     if wanted.method != LABELS:
         return read_assignment(wanted.method, num_images=len(images), names=images.names)
-    return from_labels(read_labels(wanted.labels, images), provenance={"labels": wanted.labels})
+    labels = read_labels(wanted.labels, images)
+    if labels is None:
+        raise InputDataError(
+            "--method labels needs labels, and the images came without any",
+            mend="name them with --labels FILE or --labels folders",
+        )
+    return from_labels(labels, provenance={"labels": wanted.labels})

@@ -11,7 +11,7 @@ import torch
 
 from cedm_ray.config import digest
 from cedm_ray.data.image_set import ImageSet
-from cedm_ray.durable import sha256_file
+from cedm_ray.durable import BROKEN_ARRAY, sha256_file
 from cedm_ray.errors import ConfigurationError, InputDataError
 
 _MEND = "give a .npy file with one row of real numbers for each image, in the order of `index.parquet` of the image set"
@@ -44,7 +44,7 @@ def open_feature_file(path: Path, name: str, images: ImageSet) -> FeatureFile:
     """The features in `path`. Raises InputDataError where it is no such file or has another number of rows."""
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except BROKEN_ARRAY as error:
         raise InputDataError(f"cannot read {path}: {error}", mend=_MEND) from None
     if rows.ndim != 2 or rows.shape[0] != len(images) or rows.shape[1] < 1:
         raise InputDataError(f"{path} holds {list(rows.shape)} for {len(images):,} images, not [N, D]", mend=_MEND)

@@ -23,6 +23,7 @@ from cedm_ray.config import digest
 from cedm_ray.data.decoding import printable
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.durable import (
+    BROKEN_ARRAY,
     commit_file,
     is_temporary,
     read_record,
@@ -176,7 +177,7 @@ def open_features(folder: Path) -> np.ndarray:
     mend = "run the extraction again; it computes what is damaged"
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except BROKEN_ARRAY as error:
         raise IntegrityError(f"{path} is not the file that was written: {error}", mend=mend) from None
     if features.shape != expected or features.dtype != np.float32:
         got = f"{features.dtype} {list(features.shape)}"

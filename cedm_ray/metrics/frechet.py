@@ -20,7 +20,6 @@ A distance depends on the detector and on N. Two distances compare only where bo
 
 import io
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cedm_ray.durable import write_bytes
+from cedm_ray.durable import BROKEN_ARRAY, write_bytes
 from cedm_ray.errors import InputDataError, SecurityError
 from cedm_ray.metrics.statistics import FeatureStatistics, check_features
 
@@ -120,7 +119,7 @@ def read_reference(path: str | Path) -> ReferenceFactor:
             names = sorted(file)
     except FileNotFoundError:
         raise InputDataError(f"there is no file {path}", mend=mend) from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN_ARRAY as error:
         if "pickle" in str(error):
             raise SecurityError(f"{path} holds pickled Python objects and was not read", mend=mend) from None
         raise InputDataError(f"{path} is no .npz that can be read: {error}", mend=mend) from None

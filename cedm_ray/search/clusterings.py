@@ -24,6 +24,8 @@ from cedm_ray.search.study import Study
 
 FOLDERS = "folders"
 """The word that takes an image's label from the folder that it lies in."""
+OWN = "own"
+"""The word that takes the labels that came with the images, if any did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +98,13 @@ def clustering_name(task: FitTask) -> str:
 def read_labels(source: str | None, images: ImageSet) -> np.ndarray | None:
     """The labels of the images, int32 [N]; None where there is no source.
 
-    source: a file as `read_assignment` takes it, or "folders": images of one folder have one label, folders in the
-    order of their names. Raises InputDataError.
+    source: a file as `read_assignment` takes it; "own": those that the images' source carried, None where it had none;
+    or "folders": images of one folder have one label, folders in the order of their names. Raises InputDataError.
     """
     if source is None:
         return None
+    if source == OWN:
+        return images.labels
     if source != FOLDERS:
         return read_assignment(source, num_images=len(images), names=images.names).labels
     parents = [str(Path(name).parent) for name in images.names]

@@ -3,12 +3,15 @@
 N images, D features, m neighbors.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from cedm_ray import durable
 from cedm_ray.clustering.neighbors import nearest_neighbors
 from cedm_ray.data.decoding import ImagesConfig
-from cedm_ray.data.image_set import ImageSet, import_images, open_image_set
+from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.data.importing import import_images
 from cedm_ray.data.sources import source_fingerprint
 from cedm_ray.errors import InputDataError
 from cedm_ray.search.results import Notice, Progress, Show
@@ -26,7 +29,17 @@ def prepare_images(study: Study, space: SearchSpace, show: Show) -> ImageSet:
         images = open_image_set(study.images)
         _check_unchanged(images, space.images, study, show)
         return images
-    steps = import_images(space.images, study.images)
+    images = import_shown(space.images, study.images, show)
+    if images.refused:
+        first = images.refused[0]
+        more = f" and {len(images.refused) - 1} more, listed in {study.images / 'index.parquet'}"
+        show(Notice(text=f"left out {first}" + (more if len(images.refused) > 1 else "")))
+    return images
+
+
+def import_shown(config: ImagesConfig, folder: Path, show: Show) -> ImageSet:
+    """`import_images` with its progress shown."""
+    steps = import_images(config, folder)
     while True:
         try:
             step = next(steps)
@@ -35,10 +48,6 @@ def prepare_images(study: Study, space: SearchSpace, show: Show) -> ImageSet:
             break
         show(Progress(task="images", done=step.done, total=step.total, unit="images"))
     show(Progress(task="images", done=len(images), total=len(images), unit="images", ended=True))
-    if images.refused:
-        first = images.refused[0]
-        more = f" and {len(images.refused) - 1} more, listed in {study.images / 'index.parquet'}"
-        show(Notice(text=f"left out {first}" + (more if len(images.refused) > 1 else "")))
     return images
 
 

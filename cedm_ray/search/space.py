@@ -10,7 +10,7 @@ from cedm_ray.clustering.kmeans import KMeansConfig
 from cedm_ray.clustering.lower_bound import LowerBoundConfig
 from cedm_ray.clustering.recipe import TemiConfig
 from cedm_ray.config import Config, read_config
-from cedm_ray.data.sources import ImagesConfig
+from cedm_ray.data.decoding import ImagesConfig
 from cedm_ray.diffusion.augment import AugmentConfig
 from cedm_ray.diffusion.edm import EDMConfig
 from cedm_ray.diffusion.sample import SampleConfig
@@ -123,6 +123,7 @@ def read_space(path: Path | str, *, images: str | None = None) -> SearchSpace:
     space = read_config(SearchSpace, path, {"images.source": images} if images is not None else None)
     if space.images.source is None:
         raise ConfigurationError(
-            f"{path}: images.source is empty", mend="name the folder or the zip of your images: --images PATH"
+            f"{path}: images.source is empty",
+            mend="name your images, a folder or an archive: --images PATH",
         )
     return space

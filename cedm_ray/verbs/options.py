@@ -12,7 +12,9 @@ def options(*names: str) -> Callable:
     """Options that several verbs share."""
     known = {
         "study": click.option("--study", required=True, type=click.Path(path_type=Path), help="Folder of the study."),
-        "images": click.option("--images", metavar="PATH", help="Folder or zip of images; replaces images.source."),
+        "images": click.option(
+            "--images", metavar="PATH", help="Folder, archive or imported set of images; replaces images.source."
+        ),
         "address": click.option(
             "--address", metavar="HOST:PORT", help="Ray cluster to use; default: $RAY_ADDRESS, else this machine."
         ),
@@ -21,8 +23,10 @@ def options(*names: str) -> Callable:
         "labels": click.option(
             "--labels",
             metavar="FILE",
+            default="own",
             help="Labels to compare with, for evaluation only: *.npz, *.parquet or *.pt with an integer for each "
-            "image, or the word folders, where each folder is a class.",
+            "image, the word folders, where each folder is a class, or the word own, for those that came with the "
+            "images; default: own.",
         ),
         "trial": click.option("--trial", metavar="NAME", help="Trial, such as c00020; default: the best model."),
     }

@@ -75,12 +75,12 @@ def plan(space: Path, image_size: int | None, images: str | None, as_json: bool)
 
 def _first_side(config) -> int:
     """The side of the first image of a source whose images keep their own."""
-    from cedm_ray.data.decoding import SourceImage
+    from cedm_ray.data.decoding import SourceImage, decode_entries
     from cedm_ray.data.sources import open_source
 
     if config.source is None:
         raise ConfigurationError("neither images.size nor images.source is set", mend="name the side: --image-size 64")
-    for image in open_source(config):
+    for image in decode_entries(open_source(config), config):
         if isinstance(image, SourceImage):
             return image.pixels.shape[-1]
     raise ConfigurationError(f"{config.source} holds no image that can be read", mend="name the side: --image-size 64")

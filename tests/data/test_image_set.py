@@ -1,151 +1,32 @@
-import hashlib
-import io
+import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from cedm_ray.config import digest
-from cedm_ray.data.decoding import ImagesConfig, Refusal
-from cedm_ray.data.image_set import ImageSet, import_images, open_image_set
-from cedm_ray.data.sources import source_fingerprint
-from cedm_ray.errors import InputDataError, IntegrityError, StorageError
+from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.durable import read_record, replace_record, sha256_file
+from cedm_ray.errors import IntegrityError
 
 
-def run(generator):
-    """The values that a generator yields, and the one that it returns."""
-    values = []
-    while True:
-        try:
-            values.append(next(generator))
-        except StopIteration as stop:
-            return values, stop.value
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Five random images, of which row i is `expected(i)`, and one that is damaged."""
-    root = tmp_path / "my images"
-    root.mkdir()
-    for i in range(5):
-        Image.fromarray(expected(i).transpose(1, 2, 0)).save(root / f"{i}.png")
-    (root / "2b.png").write_bytes(b"<html>")
-    return root
-
-
-def expected(i: int) -> np.ndarray:
-    return np.random.default_rng(i).integers(0, 256, (3, 6, 6), dtype=np.uint8)
-
-
-def config_of(folder, **settings) -> ImagesConfig:
-    return ImagesConfig(source=str(folder), **{"max_bad_fraction": 0.2, **settings})
-
-
-def test_row_i_is_image_i_of_the_source_without_the_refused(folder, tmp_path):
-    _, images = run(import_images(config_of(folder), tmp_path / "set"))
-    assert np.array_equal(images.pixels, np.stack([expected(i) for i in range(5)]))
-    assert images.names == ("0.png", "1.png", "2.png", "3.png", "4.png")
-    assert images.refused == (Refusal(name="2b.png", reason="an HTML page, not an image"),)
-    assert (images.name, len(images), images.size) == ("my-images", 5, 6)
-    assert images.fingerprint == source_fingerprint(config_of(folder))
-
-
-def test_pixels_are_a_read_only_memory_map(folder, tmp_path):
-    _, images = run(import_images(config_of(folder), tmp_path / "set"))
+def test_pixels_are_a_read_only_memory_map(folder, tmp_path, import_all):
+    images = import_all(folder, tmp_path / "set")
     assert isinstance(images.pixels, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         images.pixels[0] = 0
 
 
-def test_the_digest_is_of_shape_and_pixels_and_not_of_names(folder, tmp_path):
-    _, images = run(import_images(config_of(folder), tmp_path / "set"))
-    (folder / "4.png").rename(folder / "5.png")
-    _, renamed = run(import_images(config_of(folder), tmp_path / "renamed"))
-    sha256 = hashlib.sha256(np.stack([expected(i) for i in range(5)]).tobytes()).hexdigest()
-    by_hand = {"shape": [5, 3, 6, 6], "dtype": "uint8", "pixels_sha256": sha256}
-    assert images.digest == renamed.digest == digest(by_hand)
-    assert images.names_digest != renamed.names_digest
-
-
-def test_progress_counts_every_image_and_refusal_up_to_the_total(folder, tmp_path):
-    progress, _ = run(import_images(config_of(folder), tmp_path / "set"))
-    assert [p.done for p in progress] == [1, 2, 3, 4, 5, 6]
-    assert {p.total for p in progress} == {6}
-    assert [p.refused for p in progress] == [0, 0, 0, 1, 1, 1]
-
-
-def test_the_index_holds_every_image_that_was_found(folder, tmp_path):
-    run(import_images(config_of(folder), tmp_path / "set"))
-    lines = pq.read_table(tmp_path / "set" / "index.parquet").to_pylist()
-    assert lines[2] == {"row": 2, "name": "2.png", "width": 6, "height": 6, "mode": "RGB", "reason": None}
-    refused = {"row": None, "name": "2b.png", "width": None, "height": None, "mode": None}
-    assert lines[3] == {**refused, "reason": "an HTML page, not an image"}
-
-
-def test_opening_again_gives_the_same_set(folder, tmp_path):
-    _, images = run(import_images(config_of(folder), tmp_path / "set"))
+def test_opening_again_gives_the_same_set(folder, tmp_path, import_all):
+    images = import_all(folder, tmp_path / "set")
     opened = open_image_set(tmp_path / "set", verify=True)
     assert np.array_equal(opened.pixels, images.pixels)
     for field in ("name", "names", "digest", "refused", "fingerprint"):
         assert getattr(opened, field) == getattr(images, field)
 
 
-def test_a_refused_image_ends_the_import_when_told_to_fail(folder, tmp_path):
-    with pytest.raises(InputDataError, match=r"refused image 2b.png: an HTML page"):
-        run(import_images(config_of(folder, on_bad="fail"), tmp_path / "set"))
-    assert list((tmp_path / "set").iterdir()) == []
-
-
-def test_more_refusals_than_allowed_end_the_import_with_their_reasons(folder, tmp_path):
-    message = r"1 of 6 images are refused so far, .*\(0.01\). Reasons: 1 x an HTML page, .* first: 2b.png: an HTML"
-    with pytest.raises(InputDataError, match=message):
-        run(import_images(config_of(folder, max_bad_fraction=0.01), tmp_path / "set"))
-
-
-def test_exactly_the_allowed_fraction_is_not_too_much(folder, tmp_path):
-    _, images = run(import_images(config_of(folder, max_bad_fraction=1 / 6), tmp_path / "set"))
-    assert len(images) == 5
-
-
-def test_one_image_is_too_few(tmp_path):
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "a.png")
-    with pytest.raises(InputDataError, match="has 1 usable images"):
-        run(import_images(config_of(tmp_path / "images"), tmp_path / "set"))
-
-
-def test_an_import_cut_short_is_no_set_and_is_begun_again(folder, tmp_path):
-    progress = import_images(config_of(folder), tmp_path / "set")
-    next(progress)
-    (tmp_path / "set" / ".pixels.npy.1-dead.tmp").write_bytes(b"left by a killed process")
-    progress.close()
-    with pytest.raises(InputDataError, match="no image set in"):
-        open_image_set(tmp_path / "set")
-    _, images = run(import_images(config_of(folder), tmp_path / "set"))
-    assert len(images) == 5
-    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [
-        "index.parquet",
-        "manifest.json",
-        "pixels.npy",
-    ]
-
-
-def test_a_finished_set_is_never_written_over(folder, tmp_path):
-    run(import_images(config_of(folder), tmp_path / "set"))
-    with pytest.raises(ValueError, match="folder must not hold an image set"):
-        run(import_images(config_of(folder), tmp_path / "set"))
-
-
-def test_a_place_that_cannot_be_written_is_a_storage_error(folder, tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="cannot write"):
-        run(import_images(config_of(folder), tmp_path / "file" / "set"))
-
-
 @pytest.mark.parametrize("damage", ["truncate", "remove", "other shape"])
-def test_pixels_that_do_not_fit_the_manifest_are_named(folder, tmp_path, damage):
-    run(import_images(config_of(folder), tmp_path / "set"))
+def test_pixels_that_do_not_fit_the_manifest_are_named(folder, tmp_path, import_all, damage):
+    import_all(folder, tmp_path / "set")
     path = tmp_path / "set" / "pixels.npy"
     if damage == "truncate":
         path.write_bytes(path.read_bytes()[:-1])
@@ -158,8 +39,8 @@ def test_pixels_that_do_not_fit_the_manifest_are_named(folder, tmp_path, damage)
 
 
 @pytest.mark.parametrize(("name", "verify"), [("pixels.npy", True), ("index.parquet", False), ("manifest.json", False)])
-def test_one_flipped_bit_is_found(folder, tmp_path, name, verify):
-    run(import_images(config_of(folder), tmp_path / "set"))
+def test_one_flipped_bit_is_found(folder, tmp_path, import_all, name, verify):
+    import_all(folder, tmp_path / "set")
     path = tmp_path / "set" / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -168,22 +49,11 @@ def test_one_flipped_bit_is_found(folder, tmp_path, name, verify):
         open_image_set(tmp_path / "set", verify=verify)
 
 
-def test_objects_in_place_of_pixels_are_never_unpickled(folder, tmp_path):
-    run(import_images(config_of(folder), tmp_path / "set"))
+def test_objects_in_place_of_pixels_are_never_unpickled(folder, tmp_path, import_all):
+    import_all(folder, tmp_path / "set")
     np.save(tmp_path / "set" / "pixels.npy", np.array([{}], object))
     with pytest.raises(IntegrityError, match=r"pixels.npy"):
         open_image_set(tmp_path / "set")
-
-
-def test_a_zip_gives_the_digest_of_the_folder_in_it(folder, tmp_path):
-    import zipfile
-
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for path in folder.iterdir():
-            archive.write(path, path.name)
-    _, images = run(import_images(config_of(folder), tmp_path / "set"))
-    _, zipped = run(import_images(config_of(tmp_path / "a.zip"), tmp_path / "zipped"))
-    assert (zipped.digest, zipped.names_digest) == (images.digest, images.names_digest)
 
 
 @pytest.mark.parametrize(
@@ -201,21 +71,44 @@ def test_an_image_set_checks_itself(pixels, names, message):
         ImageSet(name="x", names=names, pixels=pixels, digest="0")
 
 
-def test_memory_does_not_grow_with_the_number_of_pixels(tmp_path):
-    """200 images of 96 kB each pass through Python in less than 2 MB."""
-    import tracemalloc
+def test_damage_is_found_where_it_is(folder, tmp_path, import_all, monkeypatch):
+    monkeypatch.setattr("cedm_ray.data.importing.SHARD_BYTES", 2 * 3 * 4 * 4)
+    import_all(folder, tmp_path / "set")
+    shards = read_record(tmp_path / "set" / "manifest.json")["shards"]
+    assert [shard["rows"] for shard in shards] == [[0, 2], [2, 4]]
+    path = tmp_path / "set" / "pixels.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match="rows 2 to 3 does not match"):
+        open_image_set(tmp_path / "set", verify=True)
 
-    root = tmp_path / "images"
-    root.mkdir()
-    data = io.BytesIO()
-    Image.new("RGB", (180, 180)).save(data, "PNG")
-    for i in range(200):
-        (root / f"{i}.png").write_bytes(data.getvalue())
-    generator = import_images(config_of(root), tmp_path / "set")
-    next(generator)
-    tracemalloc.start()
-    for _ in generator:
-        pass
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2_000_000
+
+def test_a_set_of_an_earlier_version_opens(folder, tmp_path, import_all):
+    images = import_all(folder, tmp_path / "set")
+    index = pq.read_table(tmp_path / "set" / "index.parquet").drop_columns(["sha256", "label"])
+    pq.write_table(index, tmp_path / "set" / "index.parquet", write_page_checksum=True)
+    manifest = read_record(tmp_path / "set" / "manifest.json")
+    for key in ("shards", "labelled", "kind"):
+        del manifest[key]
+    replace_record(
+        tmp_path / "set" / "manifest.json",
+        {**manifest, "index_sha256": sha256_file(tmp_path / "set" / "index.parquet")},
+    )
+    old = open_image_set(tmp_path / "set", verify=True)
+    assert (old.names, old.digest, old.labels) == (images.names, images.digest, None)
+    assert np.array_equal(old.pixels, images.pixels)
+
+
+def test_labels_are_those_of_the_rows_and_in_no_digest(tmp_path, png, write_zip, import_all):
+    names = ["a.png", "b.png", "c.png", "d.png"]
+    members = {name: png((level, 0, 0)) for level, name in enumerate(names)}
+    members["b.png"] = b"<html>"
+    plain = import_all(write_zip(tmp_path / "a.zip", members), tmp_path / "plain", max_bad_fraction=0.5)
+    labels = json.dumps({"labels": [[name, 7 - row] for row, name in enumerate(names)]})
+    path = write_zip(tmp_path / "a.zip", {**members, "dataset.json": labels.encode()})
+    labelled = import_all(path, tmp_path / "labelled", max_bad_fraction=0.5)
+    assert labelled.labels.tolist() == [7, 5, 4]
+    assert labelled.labels.dtype == np.int32
+    assert plain.labels is None
+    assert (plain.digest, plain.names_digest) == (labelled.digest, labelled.names_digest)

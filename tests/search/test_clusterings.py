@@ -1,5 +1,7 @@
 """Lines of clusterings, the labels they are compared with, and the Parquet files that others read."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -76,6 +78,10 @@ def test_labels_come_from_folders_only_where_that_is_said():
     found = images("dog/b.png", "cat/a.png", "dog/c.png")
     assert read_labels("folders", found).tolist() == [1, 0, 1]
     assert read_labels(None, found) is None
+    assert read_labels("own", found) is None
+    labelled = dataclasses.replace(found, labels=np.array([5, 0, 5], dtype=np.int32))
+    assert read_labels("own", labelled).tolist() == [5, 0, 5]
+    assert read_labels(None, labelled) is None
     with pytest.raises(InputDataError, match="all 2 images lie in one folder"):
         read_labels("folders", images("a.png", "b.png"))
 

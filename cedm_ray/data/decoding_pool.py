@@ -1,0 +1,250 @@
+"""Decoding on several cores, in the order of the source, with the same result on any number of them.
+
+Workers are processes of their own (`decoding_worker.py`), because decoding small images is mostly Python. Each gets a
+chunk, answers it and gets the next. At the most two chunks a worker are on their way, each of at most 64 images or
+8 MiB (or one larger image), so memory does not depend on the number of images. A worker that dies, of a decoder's
+fault, is replaced, and the image that killed it is refused by its name.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_image
+from cedm_ray.data.decoding_worker import pack, read_header, unpack, write_message
+from cedm_ray.data.entries import Entry, Source
+from cedm_ray.data.folders import FolderSource
+from cedm_ray.errors import InputDataError
+
+CHUNK_IMAGES = 64
+CHUNK_BYTES = 8 * 2**20
+MIN_IMAGES, MIN_BYTES = 4_000, 64 * 2**20
+"""A source with less than both is decoded in this process: starting the others takes as long."""
+MAX_WORKERS = 32
+
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cedm_ray.data.decoding_worker import main; main()"
+)
+_Chunk = Callable[[], Sequence[Entry | Refusal]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """image: one answer of the decoder. label: of its entry, None without any."""
+
+    image: SourceImage | Refusal
+    label: int | None
+
+
+def num_workers(num_images: int, size_bytes: int) -> int:
+    """How many processes decode so many images of so many bytes together where nobody says it: one for each core that
+    this process may use; 0, which is this process itself, for a small source or one core."""
+    cores = len(os.sched_getaffinity(0))
+    small = num_images < MIN_IMAGES and size_bytes < MIN_BYTES
+    return 0 if small or cores == 1 else min(cores, MAX_WORKERS)
+
+
+def decode_source(source: Source, config: ImagesConfig, *, workers: int | None = None) -> Iterator[Decoded]:
+    """Every image and refusal of a source, in its order.
+
+    workers: processes beside this one; 0 = none, None = as `num_workers`. Raises InputDataError as `decode_image`, at
+    the place of the image that it names, and as the source does.
+    """
+    if workers is None:
+        workers = num_workers(len(source), source.size_bytes)
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    if workers == 0:
+        for entry in source:
+            if isinstance(entry, Refusal):
+                yield Decoded(image=entry, label=None)
+            else:
+                yield Decoded(image=decode_image(entry.name, entry.content, config), label=entry.label)
+        return
+    with _Pool(config, workers) as pool:
+        yield from pool.decode(_chunks(source))
+
+
+def _chunks(source: Source) -> Iterator[_Chunk]:
+    """The entries of a source in pieces. A folder's files are read where the piece is used, several at a time, which
+    hides the latency of a network's storage."""
+    if isinstance(source, FolderSource):
+        yield lambda: source.refused
+        first, size_bytes = 0, 0
+        for position, length in enumerate(source.sizes_bytes.tolist()):
+            if position > first and (position - first == CHUNK_IMAGES or size_bytes + length > CHUNK_BYTES):
+                yield _reading(source, range(first, position))
+                first, size_bytes = position, 0
+            size_bytes += length
+        yield _reading(source, range(first, len(source.files)))
+        return
+    entries: list[Entry | Refusal] = []
+    size_bytes = 0
+    for entry in source:
+        length = _length(entry)
+        if entries and (len(entries) == CHUNK_IMAGES or size_bytes + length > CHUNK_BYTES):
+            yield _given(entries)
+            entries, size_bytes = [], 0
+        entries.append(entry)
+        size_bytes += length
+    yield _given(entries)
+
+
+def _length(entry: Entry | Refusal) -> int:
+    if isinstance(entry, Refusal):
+        return 0
+    return len(entry.content) if isinstance(entry.content, bytes) else entry.content.nbytes
+
+
+def _reading(source: FolderSource, positions: range) -> _Chunk:
+    return lambda: list(source.at(positions))
+
+
+def _given(entries: Sequence[Entry | Refusal]) -> _Chunk:
+    return lambda: entries
+
+
+class _Pool:
+    """Workers, and a thread for each that speaks with it."""
+
+    def __init__(self, config: ImagesConfig, workers: int) -> None:
+        self._config, self._count = config, workers
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._alive: list[_Worker] = []
+        self._ending = False
+
+    def __enter__(self) -> "_Pool":
+        self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="decoding")
+        try:
+            for _ in range(self._count):
+                self._idle.put(self._start())
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending = True
+        for worker in list(self._alive):
+            worker.stop()
+        self._threads.shutdown(cancel_futures=True)
+        # A thread may have replaced one in between.
+        for worker in self._alive:
+            worker.stop()
+
+    def _start(self) -> "_Worker":
+        worker = _Worker(self._config)
+        self._alive.append(worker)
+        return worker
+
+    def decode(self, chunks: Iterator[_Chunk]) -> Iterator[Decoded]:
+        """The answers to all chunks in order."""
+        under_way: deque[Future] = deque()
+        for chunk in chunks:
+            under_way.append(self._threads.submit(self._decode_chunk, chunk))
+            if len(under_way) > 2 * self._count:
+                yield from _results(under_way.popleft())
+        while under_way:
+            yield from _results(under_way.popleft())
+
+    def _decode_chunk(self, chunk: _Chunk) -> tuple[list[Decoded], InputDataError | None]:
+        """What came of a chunk, up to the error that ends it."""
+        entries = chunk()
+        answered = self._ask([entry for entry in entries if isinstance(entry, Entry)])
+        done: list[Decoded] = []
+        for entry in entries:
+            if isinstance(entry, Refusal):
+                done.append(Decoded(image=entry, label=None))
+                continue
+            image = next(answered)
+            if isinstance(image, InputDataError):
+                return done, image
+            done.append(Decoded(image=image, label=entry.label))
+        return done, None
+
+    def _ask(self, entries: Sequence[Entry]) -> Iterator[SourceImage | Refusal | InputDataError]:
+        """The answers to entries, all of them read before this returns."""
+        if not entries:
+            return iter(())
+        worker = self._idle.get()
+        try:
+            return iter(worker.ask(entries))
+        except (OSError, EOFError, ValueError):
+            if self._ending:
+                raise
+            ended = worker.ended()
+            self._alive.remove(worker)
+            worker = self._start()
+        finally:
+            self._idle.put(worker)
+        if len(entries) > 1:
+            # One of them did it: each is asked alone.
+            return iter([answer for entry in entries for answer in self._ask([entry])])
+        return iter([Refusal(name=entries[0].name, reason=f"the decoder died of it ({ended})")])
+
+
+def _results(future: Future) -> Iterator[Decoded]:
+    done, error = future.result()
+    yield from done
+    if error is not None:
+        raise error
+
+
+class _Worker:
+    """A decoding process and its pipes."""
+
+    def __init__(self, config: ImagesConfig) -> None:
+        # The worker imports what this process imports, from where it does.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _PROGRAM, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Ctrl+C at the terminal is for this process, which ends the workers.
+            process_group=0,
+        )
+        with contextlib.suppress(OSError):
+            write_message(self._process.stdin, [config.model_dump(mode="json")], [])
+
+    def ask(self, entries: Sequence[Entry]) -> list[SourceImage | Refusal | InputDataError]:
+        """The answers to entries; an InputDataError is the last. OSError, EOFError, ValueError: the worker is gone."""
+        packed = [pack(entry.content) for entry in entries]
+        items = [[entry.name, *header] for entry, (header, _) in zip(entries, packed, strict=True)]
+        write_message(self._process.stdin, items, [data for _, data in packed])
+        answers = read_header(self._process.stdout)
+        if answers is None:
+            raise EOFError
+        found: list[SourceImage | Refusal | InputDataError] = []
+        for entry, answer in zip(entries, answers, strict=False):
+            try:
+                found.append(unpack(entry.name, answer, self._process.stdout))
+            except InputDataError as error:
+                found.append(error)
+        return found
+
+    def stop(self) -> int:
+        """End the process; its exit code."""
+        # It has nothing to lose.
+        self._process.kill()
+        code = self._process.wait()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        return code
+
+    def ended(self) -> str:
+        """How a process that is gone ended, in words."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        code = self.stop()
+        try:
+            return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        except ValueError:
+            return f"signal {-code}"

@@ -1,0 +1,213 @@
+"""Any source into an image set: decoded on all cores, in the order of the source, one chunk of images in memory.
+
+The bytes of the set are those of the images, whatever the number of workers: `pixels.npy` and `index.parquet` are equal
+files on any machine.
+
+Shapes: N images, S image side.
+"""
+
+import contextlib
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cedm_ray.config import digest
+from cedm_ray.data.decoding import ImagesConfig, OneSize, Refusal, SourceImage
+from cedm_ray.data.decoding_pool import decode_source
+from cedm_ray.data.entries import Source
+from cedm_ray.data.image_set import INDEX, MANIFEST, PIXELS, ImageSet, open_image_set, pixels_digest
+from cedm_ray.data.sources import fingerprint, open_source
+from cedm_ray.durable import commit_file, is_temporary, sha256_file, storage_error, temporary_path, write_record
+from cedm_ray.errors import InputDataError
+
+SHARD_BYTES = 64 * 2**20
+_INDEX_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("name", pa.string()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("label", pa.int32()),
+        ("reason", pa.string()),
+    ]
+)
+_ROWS_PER_GROUP = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportProgress:
+    """done: images and refusals so far. total: of both, None where the source cannot tell. refused: so far."""
+
+    done: int
+    total: int | None
+    refused: int
+
+
+def import_images(
+    config: ImagesConfig, folder: Path, *, workers: int | None = None
+) -> Generator[ImportProgress, None, ImageSet]:
+    """Read `config`'s source into `folder` and return the opened set (as StopIteration's value).
+
+    workers: processes that decode beside this one; 0 = none, None = one for each core where there are many images; it
+    changes no byte. Yields after every image. An import that was cut short leaves nothing that counts; it is begun
+    again. Raises InputDataError as the source does, with `on_bad` "fail" for the first refused image, with "skip" as
+    soon as more than `max_bad_fraction` of all are refused, where images differ in size and `images.size` is None, and
+    for fewer than 2 good images; SecurityError as the source does; StorageError where `folder` cannot be written;
+    ValueError where it holds a set already.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST).exists():
+        raise ValueError(f"folder must not hold an image set, got {folder}")
+    source = open_source(config)
+    needed_bytes = len(source) * 3 * (config.size or 0) ** 2
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if is_temporary(path):
+                path.unlink()
+        with _temporary_file(folder / PIXELS) as pixels, _temporary_file(folder / INDEX) as index:
+            written = yield from _copy_images(source, config, _Pixels(file=pixels), index, workers)
+        shape = (written.count, 3, written.size, written.size)
+        manifest = {
+            "name": re.sub(r"[^A-Za-z0-9._-]", "-", source.name)[:64],
+            "num_images": written.count,
+            "size": written.size,
+            "digest": pixels_digest(shape, written.whole.hexdigest()),
+            "pixels_sha256": written.whole.hexdigest(),
+            "shards": written.shards,
+            "index_sha256": sha256_file(folder / INDEX),
+            "num_refused": len(source) - written.count,
+            "labelled": source.labelled,
+            "kind": source.kind,
+            "source": source.location,
+            "fingerprint": fingerprint(source, config),
+            "config": config.model_dump(mode="json"),
+            "config_digest": digest(config),
+        }
+        write_record(folder / MANIFEST, manifest)
+    except OSError as error:
+        # Errors of reading have become refusals or InputDataError on their way; what is left is our own folder.
+        raise storage_error(error, folder, needed_bytes) from error
+    return open_image_set(folder)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pixels:
+    """`pixels.npy` while it is written. count: N so far. size: S. shards: those that are full."""
+
+    file: BinaryIO
+    count: int = 0
+    size: int = 0
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    whole: Any = field(default_factory=hashlib.sha256)
+    _shard: Any = field(default_factory=hashlib.sha256)
+    _first: int = 0
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Append one image, uint8 [3, S, S]."""
+        if self.count == 0:
+            self.size = pixels.shape[-1]
+            self._write_header()
+        data = pixels.tobytes()
+        if (self.count + 1 - self._first) * len(data) > SHARD_BYTES and self.count > self._first:
+            self._end_shard()
+        self.file.write(data)
+        self.whole.update(data)
+        self._shard.update(data)
+        self.count += 1
+
+    def end(self) -> None:
+        """Write the header anew, with N."""
+        self._end_shard()
+        self.file.seek(0)
+        self._write_header()
+
+    def _end_shard(self) -> None:
+        self.shards.append({"rows": [self._first, self.count], "sha256": self._shard.hexdigest()})
+        self._shard, self._first = hashlib.sha256(), self.count
+
+    def _write_header(self) -> None:
+        # NumPy pads its header so that the first axis can grow without moving the data, whatever N turns out to be.
+        header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, 3, self.size, self.size)}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to be written that gets its name durably when the block ends well, and vanishes when it does not."""
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+        commit_file(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy_images(
+    source: Source, config: ImagesConfig, pixels: _Pixels, index: BinaryIO, workers: int | None
+) -> Generator[ImportProgress, None, _Pixels]:
+    """Write the images and their index to two open files; returns what was written."""
+    total = len(source)
+    reasons: Counter[str] = Counter()
+    refused: list[Refusal] = []
+    lines: list[dict] = []
+    one_size = OneSize()
+    with pq.ParquetWriter(index, _INDEX_SCHEMA, write_page_checksum=True) as table:
+        for done, decoded in enumerate(decode_source(source, config, workers=workers), start=1):
+            item = decoded.image
+            if isinstance(item, SourceImage):
+                one_size.check(item.name, item.pixels.shape[-1])
+                line = {
+                    "row": pixels.count,
+                    "name": item.name,
+                    "sha256": item.sha256,
+                    "width": item.width,
+                    "height": item.height,
+                    "mode": item.mode,
+                    "label": decoded.label,
+                    "reason": None,
+                }
+                pixels.add(item.pixels)
+            else:
+                refused.append(item)
+                reasons[item.reason] += 1
+                _check_refusals(config, refused, reasons, total)
+                line = {**dict.fromkeys(_INDEX_SCHEMA.names), "name": item.name, "reason": item.reason}
+            lines.append(line)
+            if len(lines) == _ROWS_PER_GROUP:
+                table.write_table(pa.Table.from_pylist(lines, _INDEX_SCHEMA))
+                lines.clear()
+            yield ImportProgress(done=done, total=total, refused=len(refused))
+        table.write_table(pa.Table.from_pylist(lines, _INDEX_SCHEMA))
+    if pixels.count < 2:
+        raise InputDataError(
+            f"{source.location} has {pixels.count} usable images ({len(refused)} refused); at least 2 are needed"
+        )
+    pixels.end()
+    return pixels
+
+
+def _check_refusals(config: ImagesConfig, refused: list[Refusal], reasons: Counter[str], total: int) -> None:
+    if config.on_bad == "fail":
+        raise InputDataError(
+            f"refused image {refused[-1]}", mend="repair or remove it, or set images.on_bad to skip to leave such out"
+        )
+    if len(refused) > config.max_bad_fraction * total:
+        common = "; ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(5))
+        named = ", ".join(str(refusal) for refusal in refused[:5])
+        raise InputDataError(
+            f"{len(refused):,} of {total:,} images are refused so far, more than images.max_bad_fraction allows "
+            f"({config.max_bad_fraction:g}). Reasons: {common}. The first: {named}",
+            mend="repair or remove them, or allow more with images.max_bad_fraction",
+        )
