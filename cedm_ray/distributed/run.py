@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.features import prepare_features
 from cedm_ray.distributed.nested import start_registry
-from cedm_ray.distributed.session import cluster_resources, get, gpu_bytes, node_memory_bytes, ray_cluster
+from cedm_ray.distributed.session import cluster_nodes, cluster_resources, get, gpu_bytes, ray_cluster
 from cedm_ray.distributed.tasks import choose_device, is_nested, located
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
@@ -36,6 +36,8 @@ from cedm_ray.search.results import Notice, Show
 from cedm_ray.search.showcase import make_showcase
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
+
+_REMEMBER_S = 1.0
 
 
 def run_study(
@@ -133,8 +135,8 @@ def _run_tasks(
         space=space,
         goal=goal,
         images=images,
-        # Asked again for every task, because a cluster grows and shrinks.
-        cluster=lambda: Cluster(total=cluster_resources(), node_memory_bytes=node_memory_bytes(), gpu_bytes=one_gpu),
+        # Asked again and again, because a cluster grows and shrinks.
+        cluster=_remembered(lambda: cluster_nodes(one_gpu)),
         show=show,
         labels=labels,
     )
@@ -155,7 +157,8 @@ def _run_tasks(
             name=f"run-{runs + 1:03d}",
             storage_path=str(study.ray.absolute()),
             callbacks=[DriverNews(driver, searcher, registry, show)],
-            failure_config=tune.FailureConfig(max_failures=1),
+            # What died is begun again by the driver, which knows what it died of and where there is room now.
+            failure_config=tune.FailureConfig(max_failures=0),
             verbose=0,
         ),
     )
@@ -177,6 +180,19 @@ def _run_tasks(
         raise driver.fatal
     if not driver.agenda.finished:
         raise TryAgainError("Ray Tune ended before the search did", mend="run the same command again: it continues")
+
+
+def _remembered(ask: Callable[[], Cluster]) -> Callable[[], Cluster]:
+    """The same question, answered from memory for a second: it is asked at every step of every task."""
+    last: list[tuple[float, Cluster]] = []
+
+    def answer() -> Cluster:
+        now = time.monotonic()
+        if not last or now - last[0][0] > _REMEMBER_S:
+            last[:] = [(now, ask())]
+        return last[0][1]
+
+    return answer
 
 
 def _keep_best(study: Study, space: SearchSpace, images: ImageSet, show: Show) -> None:
