@@ -17,6 +17,7 @@ from ray import tune
 from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.features import prepare_features
+from cedm_ray.distributed.head import head_watched
 from cedm_ray.distributed.nested import start_registry
 from cedm_ray.distributed.session import cluster_nodes, cluster_resources, get, gpu_bytes, ray_cluster
 from cedm_ray.distributed.tasks import choose_device, is_nested, located
@@ -58,7 +59,7 @@ def run_study(
             raise error
         if agenda.finished and not (goal.kind == "search" and _unkept_best(study, space, images)):
             return images
-        with ray_cluster(address):
+        with _on_cluster(study, address):
             total = cluster_resources()
             show(Notice(text=f"{len(images):,} images; Ray has {total.cpus:g} CPUs and {total.gpus:g} GPUs"))
             _prepare(study, space, images, show)
@@ -73,7 +74,7 @@ def run_study(
 
 def run_features(study: Study, space: SearchSpace, *, address: str | None, show: Show) -> tuple[ImageSet, str]:
     """Only the images, features and neighbors of a study. Returns the image set and the features' key."""
-    with _driving(study, space, show) as images, ray_cluster(address):
+    with _driving(study, space, show) as images, _on_cluster(study, address):
         return images, _prepare(study, space, images, show)
 
 
@@ -82,7 +83,7 @@ def run_other_features(
 ) -> tuple[ImageSet, str]:
     """The features of another extractor than the space's, beside those. Returns the image set and their key."""
     other = space.features.model_copy(update={"extractor": extractor, "weights": weights})
-    with _driving(study, space, show) as images, ray_cluster(address), _timed(study, "features"):
+    with _driving(study, space, show) as images, _on_cluster(study, address), _timed(study, "features"):
         changed = space.model_copy(update={"features": other})
         return images, prepare_features(study, changed, images, cluster_resources(), show)[1]
 
@@ -105,6 +106,13 @@ def _driving(study: Study, space: SearchSpace, show: Show) -> Iterator[ImageSet]
         with _timed(study, "images"):
             images = prepare_images(study, space, show)
         yield images
+
+
+@contextlib.contextmanager
+def _on_cluster(study: Study, address: str | None) -> Iterator[None]:
+    """As `ray_cluster`, and raises TryAgainError once the head is lost."""
+    with head_watched(study), ray_cluster(address):
+        yield
 
 
 def _prepare(study: Study, space: SearchSpace, images: ImageSet, show: Show) -> str:
