@@ -4,6 +4,7 @@ nothing of ours goes in there.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,8 @@ from cedm_ray.search.driver import Driver
 from cedm_ray.search.results import Notice, Progress, TrialReport
 
 HEAD_SHARE = {"node:__internal_head__": 0.001}
+IDLE_S = 5.0
+"""How long the process of an ended task waits for another."""
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory", "due to memory pressure")
 _REPORT_FIELDS = tuple(TrialReport.__dataclass_fields__)
 
@@ -78,6 +81,7 @@ class DriverScheduler(_Unpickled, FIFOScheduler):
     def __init__(self, driver: Driver, names: dict[str, str]) -> None:
         super().__init__()
         self.driver, self.names = driver, names
+        self._idle_since: float | None = None
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "rung" not in result:
@@ -92,7 +96,18 @@ class DriverScheduler(_Unpickled, FIFOScheduler):
         for trial in list(tune_controller.get_live_trials()):
             if trial.status == Trial.PENDING and self._is_to_end(trial):
                 tune_controller.stop_trial(trial)
+        self._let_idle_processes_go(tune_controller)
         return super().choose_trial_to_run(tune_controller)
+
+    def _let_idle_processes_go(self, tune_controller: Any) -> None:
+        """Tune keeps one process of an ended task for the next one, with all that it holds, as long as none comes. Of
+        the GPUs of a stopped trial that is too long. A private hook: a test guards it."""
+        if not tune_controller._actor_cache.num_cached_objects:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = time.monotonic()
+        elif time.monotonic() - self._idle_since > IDLE_S:
+            tune_controller._cleanup_cached_actors(force_all=True)
 
     def _is_to_end(self, trial: Any) -> bool:
         name = self.names[trial.trial_id]

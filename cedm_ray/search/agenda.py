@@ -86,6 +86,7 @@ class Agenda:
         self._asked: set[Task] = set()
         self._ended: set[str] = set()
         self._search, self._waiting = self._replay()
+        self._bound = self._search.result()
         self._certain: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     def ask(self, *, free_fits: int, free_trials: int) -> Task | None:
@@ -106,6 +107,7 @@ class Agenda:
         elif repeat not in self._fitted.setdefault(num_clusters, {}):
             self._fitted[num_clusters][repeat] = num_used
             self._search, self._waiting = self._replay()
+            self._bound = self._search.result()
 
     def tell_end(self, name: str) -> None:
         """The task of that name ended for good: a trial whichever way, or a fit that failed. It is not asked again."""
@@ -118,7 +120,7 @@ class Agenda:
     @property
     def bound(self) -> BoundResult | None:
         """The upper bound, None while it is searched. What was asked ahead, and when that ended, changes nothing."""
-        return self._search.result()
+        return self._bound
 
     @property
     def lower(self) -> LowerBoundResult | None:

@@ -9,6 +9,7 @@ import json
 import queue
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -102,16 +103,31 @@ class Search:
         return [e["done"] for e in self.seen if e["kind"] == "Progress" and e["task"] == trial and not e["ended"]]
 
 
+SLOW = {"worker_register_timeout_seconds": 600, "agent_register_timeout_ms": 600_000}
+"""Ray gives up a process that takes a minute to start, and starts another: on a busy machine that never ends."""
+
+
+def ports() -> dict[str, int]:
+    """Free ports for the processes that a machine's raylet waits for.
+
+    Without them it reads the ports from files that the processes write, and dies where that takes 15 seconds.
+    """
+    names = ("metrics_agent_port", "runtime_env_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in names]
+        for free in found:
+            free.bind(("127.0.0.1", 0))
+        return dict(zip(names, (free.getsockname()[1] for free in found), strict=True))
+
+
 @contextlib.contextmanager
-def machines(**head):
-    """A Ray cluster of one head; more machines are added to it."""
+def machines(cpus):
+    """A Ray cluster of one head with so many cores; more machines are added to it."""
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={**head, "include_dashboard": False, "object_store_memory": 80_000_000, "temp_dir": folder},
-    )
+    head = {"include_dashboard": False, "object_store_memory": 80_000_000, "temp_dir": folder, "_system_config": SLOW}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **head, **ports()})
     try:
         yield cluster
     finally:
@@ -120,7 +136,7 @@ def machines(**head):
 
 
 def add(cluster, cpus):
-    return cluster.add_node(num_cpus=cpus, object_store_memory=80_000_000)
+    return cluster.add_node(num_cpus=cpus, object_store_memory=80_000_000, **ports())
 
 
 def trained(least, event):
@@ -143,9 +159,9 @@ def searched(space):
 def test_a_search_finds_on_three_machines_two_of_which_die_what_it_finds_on_one(searched, tmp_path):
     """Fault 5, twice for one trial: it fails for neither, repeats at most an interval, and nothing else changes."""
     one, three = Study(tmp_path / "one"), Study(tmp_path / "three")
-    with machines(num_cpus=2) as cluster, Search(searched, one, cluster.address) as search:
+    with machines(2) as cluster, Search(searched, one, cluster.address) as search:
         search.ends()
-    with machines(num_cpus=0) as cluster:
+    with machines(0) as cluster:
         add(cluster, 1)
         busy = add(cluster, 2)
         with Search(searched, three, cluster.address) as search:
@@ -179,7 +195,7 @@ def test_a_lost_head_ends_the_command_with_75_and_the_same_command_goes_on(searc
         verb = [sys.executable, "-m", "cedm_ray", "train", str(source), "--study", str(study.path)]
         return [*verb, "--address", address]
 
-    with machines(num_cpus=2) as cluster:
+    with machines(2) as cluster:
         driver = subprocess.Popen(command(cluster.address), stderr=subprocess.PIPE, text=True, cwd=ROOT)
         assert any("goes on at 0.5 kimg" in line for line in driver.stderr)
         cluster.head_node.kill_gcs_server()
@@ -188,7 +204,7 @@ def test_a_lost_head_ends_the_command_with_75_and_the_same_command_goes_on(searc
     assert driver.returncode == 75
     assert durable.read_record(study.path / "exit.json")["code"] == 75
     decided = study.decisions()
-    with machines(num_cpus=2) as cluster:
+    with machines(2) as cluster:
         driver = subprocess.Popen(command(cluster.address), stderr=subprocess.PIPE, text=True, cwd=ROOT)
         assert any("goes on at 1 kimg" in line for line in driver.stderr)
         driver.send_signal(signal.SIGTERM)

@@ -159,7 +159,10 @@ def test_what_waits_for_a_machine_that_is_gone_is_given_up(study, space):
     driver, stopped = FakeDriver(study, space), []
     trials = [SimpleNamespace(trial_id=key, status=status) for key, status in (("t", "PENDING"), ("u", "RUNNING"))]
     controller = SimpleNamespace(
-        get_live_trials=lambda: trials, get_trials=list, stop_trial=lambda t: stopped.append(t.trial_id)
+        get_live_trials=lambda: trials,
+        get_trials=list,
+        stop_trial=lambda t: stopped.append(t.trial_id),
+        _actor_cache=SimpleNamespace(num_cached_objects=0),
     )
     scheduler = DriverScheduler(driver, {**NAMES, "u": "c00008"})
     scheduler.choose_trial_to_run(controller)
