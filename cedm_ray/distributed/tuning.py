@@ -149,6 +149,10 @@ class DriverNews(_Unpickled, tune.Callback):
         with _errors_end(self.driver):
             self.driver.die(self.searcher.names[trial.trial_id], lines[-1], out_of_memory=is_out_of_memory(text))
 
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Only where Ray itself knows that the machine was taken back: then Tune begins again without asking."""
+        self._reap(trial)
+
     def _reap(self, trial: Any) -> None:
         if self.registry is not None:
             reap(self.registry, trial.trial_id)

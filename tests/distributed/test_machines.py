@@ -120,19 +120,38 @@ def ports() -> dict[str, int]:
         return dict(zip(names, (free.getsockname()[1] for free in found), strict=True))
 
 
+def patient(get_node):
+    """Ray gives a raylet half a minute to appear."""
+
+    def asked(*arguments):
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                threading.Event().wait(0.5)
+
+    return asked
+
+
 @contextlib.contextmanager
 def machines(cpus):
     """A Ray cluster of one head with so many cores; more machines are added to it."""
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     head = {"include_dashboard": False, "object_store_memory": 80_000_000, "temp_dir": folder, "_system_config": SLOW}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **head, **ports()})
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", patient(services.get_node))
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **head, **ports()})
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def add(cluster, cpus):
