@@ -29,7 +29,7 @@ from cedm_ray.search.fit import run_fit
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import keep_model
 from cedm_ray.search.outcome import study_result
-from cedm_ray.search.packing import Cluster, Resources
+from cedm_ray.search.packing import Cluster, Node
 from cedm_ray.search.prepare import prepare_images, prepare_neighbors
 from cedm_ray.search.results import TrialReport
 from cedm_ray.search.showcase import make_showcase
@@ -128,7 +128,7 @@ def drive(
     """
     goal = goal or Goal(kind="search")
     images = open_image_set(study.images)
-    cluster = Cluster(total=Resources(cpus=cpus, gpus=0, memory_bytes=float("inf")))
+    cluster = Cluster(nodes=(Node(name="one", cpus=cpus),))
     driver = Driver(study=study, space=space, goal=goal, images=images, cluster=lambda: cluster, show=show)
     running: dict[str, Iterator] = {}
     while not driver.finished:

@@ -139,6 +139,28 @@ class UpperBoundSearch:
         reason = self._explain(points, best, censored)
         return BoundResult(c_max=best, alpha=self._config.alpha, censored=censored, reason=reason, points=points)
 
+    def possible(self) -> list[int]:
+        """Every C that may still turn out to be C_max, ascending; none while nothing has passed.
+
+        It shrinks as answers come in, and holds C_max alone once that is known.
+        """
+        best, wanted = self._best(), self._wanted()
+        if best is None or not wanted:
+            return [] if best is None else [best]
+        if wanted[0] not in self._doublings:
+            return [best, *sorted(wanted)]
+        # The climb goes on: any doubling above may pass, and any point of the grid above one that does.
+        rungs = [best, *wanted]
+        return sorted({*rungs, *(c for rung in rungs for c in self._grid_above(rung) if not self._answered(c))})
+
+    def bracket(self, num_clusters: int) -> tuple[int, int]:
+        """The two neighbors, among the C of the climb and of the descent, that C lies between, the lower one included;
+        twice the highest of all for that and what lies above."""
+        rungs = sorted(self._halvings) + self._doublings
+        position = bisect.bisect_right(rungs, num_clusters)
+        low = rungs[max(0, position - 1)]
+        return low, rungs[position] if position < len(rungs) else low
+
     def _wanted(self) -> list[int]:
         """Every unanswered C that may still matter, the most urgent first; empty when the search is over."""
         best = self._best()

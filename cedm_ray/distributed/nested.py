@@ -22,11 +22,10 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from ray.util.placement_group import placement_group_table, remove_placement_group
 from ray.util.queue import Empty, Queue
 
-from cedm_ray.distributed.session import cluster_resources
-from cedm_ray.distributed.tasks import choose_device, read_task, task_config
+from cedm_ray.distributed.tasks import NODE_LABEL, choose_device, read_held, read_task, task_config
 from cedm_ray.errors import CedmError
 from cedm_ray.search.agenda import TrainTask
-from cedm_ray.search.packing import Cluster, needs
+from cedm_ray.search.packing import Resources
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 from cedm_ray.search.trial import run_trial
@@ -109,7 +108,7 @@ def _work(config: dict[str, Any]) -> None:
     # A worker does its share of the arithmetic on its own cores, not on everybody's.
     torch.set_num_threads(max(1, int(space.resources.trial.cpus)))
     first = train.get_context().get_world_rank() == 0
-    device = choose_device(config["gpus"])
+    device = choose_device(read_held(config).each.gpus)
     if device == "cuda":
         # A worker sees the GPUs of all workers on its machine, and this one is its own.
         device = str(get_device())
@@ -125,27 +124,28 @@ def _work(config: dict[str, Any]) -> None:
         config["queue"].put(("refused", error))
 
 
-def nested_trial(study: Study, space: SearchSpace, task: TrainTask, *, key: str) -> Iterator[Any]:
-    """Run the trial on `space.resources.trial.workers` workers; yields what `run_trial` yields.
+def nested_trial(study: Study, space: SearchSpace, task: TrainTask, held: Resources, *, key: str) -> Iterator[Any]:
+    """Run the trial on `held.workers` workers; yields what `run_trial` yields, and None while they say nothing.
 
-    key: name of the Tune trial, under which its placement groups are registered. Closing the generator aborts the run.
-    Raises what a worker raised.
+    held: what the workers hold together, and the machine of each; where none is named, Ray chooses. key: name of the
+    Tune trial, under which its placement groups are registered. Closing the generator aborts the run. Raises what a
+    worker raised.
     """
     queue = Queue(actor_options={"num_cpus": 0})
-    workers = space.resources.trial.workers
-    held = needs(space, task, Cluster(total=cluster_resources()))
-    gpus = held.gpus / workers
+    gpus, whole = held.each.gpus, len(set(held.nodes)) == 1
     # Ray can be told of GPUs that are not there, and then the workers meet over gloo.
     on_gpu = gpus > 0 and torch.cuda.is_available()
     trainer = _Trainer(
         _work,
         first=[_Register(key), _HandOver(queue)],
-        train_loop_config={**task_config(study, space, task, gpus), "queue": queue},
+        train_loop_config={**task_config(study, space, task, held), "queue": queue},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=held.workers,
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": held.cpus / workers} | ({"GPU": gpus} if gpus else {}),
+            resources_per_worker={"CPU": held.each.cpus} | ({"GPU": gpus} if gpus else {}),
+            placement_strategy="STRICT_PACK" if whole else "PACK",
+            label_selector=[{NODE_LABEL: node} for node in held.nodes] or None,
         ),
         run_config=train.RunConfig(
             name=f"{task.name}-{key}",
@@ -170,6 +170,7 @@ def nested_trial(study: Study, space: SearchSpace, task: TrainTask, *, key: str)
             try:
                 kind, value = queue.get(timeout=_POLL_S)
             except Empty:
+                yield None
                 continue
             if kind == "controller":
                 controller = value

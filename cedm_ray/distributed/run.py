@@ -9,7 +9,7 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ import ray
 from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.features import prepare_features
-from cedm_ray.distributed.session import cluster_resources, get, gpu_bytes, node_memory_bytes, ray_cluster
+from cedm_ray.distributed.head import head_watched
+from cedm_ray.distributed.session import cluster_nodes, cluster_resources, get, gpu_bytes, ray_cluster
 from cedm_ray.distributed.tasks import choose_device, is_nested, located
 from cedm_ray.errors import ConfigurationError, InputDataError, TryAgainError
 from cedm_ray.features.store import open_features
@@ -34,6 +35,8 @@ from cedm_ray.search.results import Notice, Show
 from cedm_ray.search.showcase import make_showcase
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
+
+_REMEMBER_S = 1.0
 
 
 def run_study(
@@ -55,7 +58,7 @@ def run_study(
         if agenda.finished and not (goal.kind == "search" and _unkept_best(study, space, images)):
             return images
         _import_meanwhile("cedm_ray.distributed.tuning", "cedm_ray.distributed.trainable")
-        with ray_cluster(address):
+        with _on_cluster(study, address):
             total = cluster_resources()
             show(Notice(text=f"{len(images):,} images; Ray has {total.cpus:g} CPUs and {total.gpus:g} GPUs"))
             _prepare(study, space, images, show)
@@ -70,7 +73,7 @@ def run_study(
 
 def run_features(study: Study, space: SearchSpace, *, address: str | None, show: Show) -> tuple[ImageSet, str]:
     """Only the images, features and neighbors of a study. Returns the image set and the features' key."""
-    with _driving(study, space, show) as images, ray_cluster(address):
+    with _driving(study, space, show) as images, _on_cluster(study, address):
         return images, _prepare(study, space, images, show)
 
 
@@ -79,7 +82,7 @@ def run_other_features(
 ) -> tuple[ImageSet, str]:
     """The features of another extractor than the space's, beside those. Returns the image set and their key."""
     other = space.features.model_copy(update={"extractor": extractor, "weights": weights})
-    with _driving(study, space, show) as images, ray_cluster(address), _timed(study, "features"):
+    with _driving(study, space, show) as images, _on_cluster(study, address), _timed(study, "features"):
         changed = space.model_copy(update={"features": other})
         return images, prepare_features(study, changed, images, cluster_resources(), show)[1]
 
@@ -102,6 +105,13 @@ def _driving(study: Study, space: SearchSpace, show: Show) -> Iterator[ImageSet]
         with _timed(study, "images"):
             images = prepare_images(study, space, show)
         yield images
+
+
+@contextlib.contextmanager
+def _on_cluster(study: Study, address: str | None) -> Iterator[None]:
+    """As `ray_cluster`, and raises TryAgainError once the head is lost."""
+    with head_watched(study), ray_cluster(address):
+        yield
 
 
 def _prepare(study: Study, space: SearchSpace, images: ImageSet, show: Show) -> str:
@@ -138,8 +148,8 @@ def _run_tasks(
         space=space,
         goal=goal,
         images=images,
-        # Asked again for every task, because a cluster grows and shrinks.
-        cluster=lambda: Cluster(total=cluster_resources(), node_memory_bytes=node_memory_bytes(), gpu_bytes=one_gpu),
+        # Asked again and again, because a cluster grows and shrinks.
+        cluster=_remembered(lambda: cluster_nodes(one_gpu)),
         show=show,
         labels=labels,
     )
@@ -164,7 +174,8 @@ def _run_tasks(
             name=f"run-{runs + 1:03d}",
             storage_path=str(study.ray.absolute()),
             callbacks=[DriverNews(driver, searcher, registry, show)],
-            failure_config=tune.FailureConfig(max_failures=1),
+            # What died is begun again by the driver, which knows what it died of and where there is room now.
+            failure_config=tune.FailureConfig(max_failures=0),
             verbose=0,
         ),
     )
@@ -186,6 +197,19 @@ def _run_tasks(
         raise driver.fatal
     if not driver.agenda.finished:
         raise TryAgainError("Ray Tune ended before the search did", mend="run the same command again: it continues")
+
+
+def _remembered(ask: Callable[[], Cluster]) -> Callable[[], Cluster]:
+    """The same question, answered from memory for a second: it is asked at every step of every task."""
+    last: list[tuple[float, Cluster]] = []
+
+    def answer() -> Cluster:
+        now = time.monotonic()
+        if not last or now - last[0][0] > _REMEMBER_S:
+            last[:] = [(now, ask())]
+        return last[0][1]
+
+    return answer
 
 
 def _keep_best(study: Study, space: SearchSpace, images: ImageSet, show: Show) -> None:

@@ -14,7 +14,7 @@ import torch
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
 from cedm_ray.errors import CedmError, ConfigurationError, TryAgainError
-from cedm_ray.search.packing import Resources
+from cedm_ray.search.packing import Cluster, Node, Resources
 
 _CONNECT_S = 5.0
 _AGAIN = "run the same command again: it continues where it stopped"
@@ -77,10 +77,19 @@ def cluster_resources() -> Resources:
     )
 
 
-def node_memory_bytes() -> float:
-    """Host memory of the cluster's largest machine, as far as Ray gives it to tasks; infinity where it does not say."""
-    found = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
-    return max(found, default=0.0) or float("inf")
+def cluster_nodes(gpu_bytes: int | None = None) -> Cluster:
+    """The connected cluster's machines as they are now, in the order of their names. gpu_bytes: of one of its GPUs."""
+    found = [
+        Node(
+            name=node["NodeID"],
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            memory_bytes=node["Resources"].get("memory") or float("inf"),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return Cluster(nodes=tuple(sorted(found, key=lambda node: node.name)), gpu_bytes=gpu_bytes)
 
 
 def gpu_bytes() -> int | None:

@@ -8,17 +8,25 @@ import torch
 from cedm_ray.allocator import keep_freed_memory
 from cedm_ray.features.extractors import absolute_spec
 from cedm_ray.search.agenda import FitTask, Task, TrainTask
+from cedm_ray.search.packing import Resources
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
+NODE_LABEL = "ray.io/node-id"
+"""Ray labels every machine with its id by itself, so that no custom resource is needed to place a task."""
 
-def task_config(study: Study, space: SearchSpace, task: Task, gpus: float) -> dict[str, Any]:
-    """A task in plain values. gpus: GPUs, or the share of one, that the process which runs it holds."""
+
+def task_config(study: Study, space: SearchSpace, task: Task, held: Resources) -> dict[str, Any]:
+    """A task in plain values. held: what it holds, all workers together, and where."""
     config = {
         "study": str(study.path.absolute()),
         "space": located(space).model_dump(mode="json"),
         "num_clusters": task.num_clusters,
-        "gpus": gpus,
+        "cpus": held.cpus,
+        "gpus": held.gpus,
+        "memory_bytes": held.memory_bytes,
+        "workers": held.workers,
+        "nodes": list(held.nodes),
     }
     return config | ({"repeat": task.repeat, "lower": task.lower} if isinstance(task, FitTask) else {})
 
@@ -49,6 +57,12 @@ def read_task(config: dict[str, Any]) -> tuple[Study, SearchSpace, Task]:
             FitTask(num_clusters=config["num_clusters"], repeat=config["repeat"], lower=config["lower"]),
         )
     return study, space, TrainTask(num_clusters=config["num_clusters"])
+
+
+def read_held(config: dict[str, Any]) -> Resources:
+    """What `task_config` was told that the task holds."""
+    held = {name: config[name] for name in ("cpus", "gpus", "memory_bytes", "workers")}
+    return Resources(**held, nodes=tuple(config["nodes"]))
 
 
 def choose_device(gpus: float) -> str:

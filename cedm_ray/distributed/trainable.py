@@ -12,10 +12,11 @@ from typing import Any
 
 from ray import tune
 
-from cedm_ray.distributed.tasks import choose_device, is_nested, read_task
+from cedm_ray.distributed.tasks import choose_device, is_nested, read_held, read_task
 from cedm_ray.errors import CedmError
 from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.fit import run_fit
+from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import Notice, TrialReport
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
@@ -42,6 +43,11 @@ class StudyTask(tune.Trainable):
         said: dict[str, Any] = {}
         try:
             for event in self._events:
+                if event is None:
+                    # The workers have nothing to say; the driver has a look at what it wants of them all the same.
+                    if time.monotonic() > until:
+                        return said
+                    continue
                 if isinstance(event, TrialReport):
                     return dataclasses.asdict(event) | {"timesteps_total": event.images_seen}
                 if isinstance(event, Notice):
@@ -70,16 +76,16 @@ class StudyTask(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         study, space, self._task = read_task(config)
         self._rungs_kimg = space.rungs.rungs_kimg
-        self._events = self._open(study, space, config["gpus"])
+        self._events = self._open(study, space, read_held(config))
 
-    def _open(self, study: Study, space: SearchSpace, gpus: float) -> Iterator[Any]:
+    def _open(self, study: Study, space: SearchSpace, held: Resources) -> Iterator[Any]:
         if isinstance(self._task, FitTask):
-            return run_fit(study, space, self._task, device=choose_device(gpus))
+            return run_fit(study, space, self._task, device=choose_device(held.gpus))
         if is_nested(space):
             from cedm_ray.distributed.nested import nested_trial  # Ray Train takes a while to import.
 
-            return nested_trial(study, space, self._task, key=self.trial_id)
-        return run_trial(study, space, self._task.num_clusters, device=choose_device(gpus))
+            return nested_trial(study, space, self._task, held, key=self.trial_id)
+        return run_trial(study, space, self._task.num_clusters, device=choose_device(held.gpus))
 
     def _progress(self, event: Any) -> dict[str, Any]:
         if isinstance(self._task, FitTask):

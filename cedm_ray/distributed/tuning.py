@@ -4,20 +4,25 @@ nothing of ours goes in there.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cedm_ray.distributed.tasks import is_nested, task_config
+from cedm_ray.distributed.tasks import NODE_LABEL, is_nested, task_config
 from cedm_ray.errors import CedmError, StorageError
 from cedm_ray.search.agenda import TrainTask
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.results import Notice, Progress, TrialReport
 
 HEAD_SHARE = {"node:__internal_head__": 0.001}
+IDLE_S = 5.0
+"""How long the process of an ended task waits for another."""
+_OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory", "due to memory pressure")
 _REPORT_FIELDS = tuple(TrialReport.__dataclass_fields__)
 
 
@@ -54,8 +59,7 @@ class DriverSearcher(_Unpickled, Searcher):
         task, held = found
         self.names[trial_id] = task.name
         nested = isinstance(task, TrainTask) and is_nested(self.driver.space)
-        config = task_config(self.driver.study, self.driver.space, task, held.gpus)
-        return config | {"cpus": held.cpus, "memory_bytes": held.memory_bytes, "nested": nested}
+        return task_config(self.driver.study, self.driver.space_for(task), task, held) | {"nested": nested}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """The callback has told the driver already: it knows the error's text, which does not come here."""
@@ -76,15 +80,37 @@ class DriverScheduler(_Unpickled, FIFOScheduler):
     def __init__(self, driver: Driver, names: dict[str, str]) -> None:
         super().__init__()
         self.driver, self.names = driver, names
+        self._idle_since: float | None = None
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "rung" not in result:
-            needless = self.driver.needless(self.names[trial.trial_id])
-            return TrialScheduler.STOP if needless else TrialScheduler.CONTINUE
+            return TrialScheduler.STOP if self._is_to_end(trial) else TrialScheduler.CONTINUE
         with _errors_end(self.driver):
             decision = self.driver.judge(TrialReport(**{name: result[name] for name in _REPORT_FIELDS}))
             return TrialScheduler.CONTINUE if decision.status == "running" else TrialScheduler.STOP
         return TrialScheduler.STOP
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """As Tune would, after what waits for a place in vain is given up: nothing else ends a trial that never ran."""
+        for trial in list(tune_controller.get_live_trials()):
+            if trial.status == Trial.PENDING and self._is_to_end(trial):
+                tune_controller.stop_trial(trial)
+        self._let_idle_processes_go(tune_controller)
+        return super().choose_trial_to_run(tune_controller)
+
+    def _let_idle_processes_go(self, tune_controller: Any) -> None:
+        """Tune keeps one process of an ended task for the next one, with all that it holds, as long as none comes. Of
+        the GPUs of a stopped trial that is too long. A private hook: a test guards it."""
+        if not tune_controller._actor_cache.num_cached_objects:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = time.monotonic()
+        elif time.monotonic() - self._idle_since > IDLE_S:
+            tune_controller._cleanup_cached_actors(force_all=True)
+
+    def _is_to_end(self, trial: Any) -> bool:
+        name = self.names[trial.trial_id]
+        return self.driver.needless(name) or self.driver.misplaced(name)
 
 
 class DriverNews(_Unpickled, tune.Callback):
@@ -117,15 +143,14 @@ class DriverNews(_Unpickled, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._reap(trial)
-        lines = str(trial.get_error() or "").strip().splitlines() or ["its process died"]
+        text = str(trial.get_error() or "")
+        lines = text.strip().splitlines() or ["its process died"]
         with _errors_end(self.driver):
-            self.driver.fail(self.searcher.names[trial.trial_id], lines[-1])
+            self.driver.die(self.searcher.names[trial.trial_id], lines[-1], out_of_memory=is_out_of_memory(text))
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Only where Ray itself knows that the machine was taken back: then Tune begins again without asking."""
         self._reap(trial)
-        self.show(
-            Notice(text=f"{self.searcher.names[trial.trial_id]} lost its process and goes on from its checkpoint")
-        )
 
     def _reap(self, trial: Any) -> None:
         if self.registry is not None:
@@ -134,9 +159,18 @@ class DriverNews(_Unpickled, tune.Callback):
             reap(self.registry, trial.trial_id)
 
 
+def is_out_of_memory(text: str) -> bool:
+    """Whether an error's text is that of torch, of Python or of Ray's memory monitor when memory runs out."""
+    return any(words in text for words in _OUT_OF_MEMORY)
+
+
 def task_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What Tune sets aside for a task. The workers of a nested trial reserve their own; its trial sits on the head."""
+    """What Tune sets aside for a task, on the machine that the driver chose. The workers of a nested trial reserve
+    their own; its trial sits on the head."""
     if config["nested"]:
         return tune.PlacementGroupFactory([HEAD_SHARE])
     held = {"CPU": config["cpus"], "GPU": config["gpus"], "memory": int(config["memory_bytes"])}
-    return tune.PlacementGroupFactory([{name: amount for name, amount in held.items() if amount}])
+    return tune.PlacementGroupFactory(
+        [{name: amount for name, amount in held.items() if amount}],
+        bundle_label_selector=[{NODE_LABEL: node} for node in config["nodes"]],
+    )

@@ -2,7 +2,8 @@
 
 It composes the bound search, the candidates inside the bound and the C-EDM trials. It knows no process, file or clock:
 fed with a study's records, in any order, it stands where the study stood. The unconditional baseline needs no clusters,
-so it may train while the bound is still searched. The fits of the lower end unlock nothing and come after the bound's.
+so it may train while the bound is still searched, and so may the C that will be candidates wherever C_max comes to lie:
+nothing is trained on a guess. The fits of the lower end unlock nothing and come after the bound's.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Literal
 
 from cedm_ray.clustering.bound import BoundConfig, BoundResult, UpperBoundSearch
 from cedm_ray.clustering.lower_bound import LowerBoundConfig, LowerBoundResult, lower_bound
-from cedm_ray.search.candidates import CandidatesConfig, candidates
+from cedm_ray.search.candidates import CandidatesConfig, candidates, certain_candidates
 from cedm_ray.search.results import trial_name
 
 
@@ -85,6 +86,8 @@ class Agenda:
         self._asked: set[Task] = set()
         self._ended: set[str] = set()
         self._search, self._waiting = self._replay()
+        self._bound = self._search.result()
+        self._certain: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     def ask(self, *, free_fits: int, free_trials: int) -> Task | None:
         """The next task, or None where nothing can be asked now.
@@ -104,6 +107,7 @@ class Agenda:
         elif repeat not in self._fitted.setdefault(num_clusters, {}):
             self._fitted[num_clusters][repeat] = num_used
             self._search, self._waiting = self._replay()
+            self._bound = self._search.result()
 
     def tell_end(self, name: str) -> None:
         """The task of that name ended for good: a trial whichever way, or a fit that failed. It is not asked again."""
@@ -116,7 +120,7 @@ class Agenda:
     @property
     def bound(self) -> BoundResult | None:
         """The upper bound, None while it is searched. What was asked ahead, and when that ended, changes nothing."""
-        return self._search.result()
+        return self._bound
 
     @property
     def lower(self) -> LowerBoundResult | None:
@@ -135,7 +139,7 @@ class Agenda:
         if self.bound is None:
             # All that the sequential search may yet come to ask.
             search, waiting = self._replay()
-            wanted = {waiting.num_clusters, *search.ask(self._num_images * self._bound_config.repeats)}
+            wanted = {waiting.num_clusters, *search.ask(self._num_images * self._bound_config.repeats), *self.certain}
         else:
             wanted = set(self.candidates) if self.goal.kind == "search" else set()
         fits = {task for task in self._asked if isinstance(task, FitTask) and not task.lower}
@@ -153,7 +157,25 @@ class Agenda:
         result = self.bound
         if result is None:
             return None
-        return () if result.c_max is None else candidates(self._grid, result.c_max, self._seed)
+        if result.c_max is None:
+            return ()
+        return candidates(self._grid, result.c_max, self._seed, self._search.bracket(result.c_max))
+
+    @property
+    def certain(self) -> tuple[int, ...]:
+        """The C that will be candidates wherever C_max comes to lie, and so may train before it is known.
+
+        They come in an order of their own: with the bound known, `candidates` has the order.
+        """
+        if self.goal.kind != "search":
+            return ()
+        if self.bound is not None:
+            return self.candidates
+        possible = tuple(self._search.possible())
+        if self._certain[0] != possible:
+            brackets = {num_clusters: self._search.bracket(num_clusters) for num_clusters in possible}
+            self._certain = possible, certain_candidates(self._grid, brackets, self._seed)
+        return self._certain[1]
 
     @property
     def finished(self) -> bool:
@@ -192,7 +214,7 @@ class Agenda:
         for task in self._lower_tasks:
             yield from self._new(task)
         if self.goal.kind == "search":
-            for num_clusters in (None, *(self.candidates or ())):
+            for num_clusters in (None, *self.certain):
                 yield from self._steps(num_clusters)
 
     def _steps(self, num_clusters: int | None) -> Iterator[Task]:

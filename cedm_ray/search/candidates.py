@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pydantic import Field, field_validator
 
@@ -14,12 +14,15 @@ class CandidatesConfig(Config):
     """The grid of C inside [low, C_max].
 
     explicit: the C to train; those above C_max are left out. None: `count` values spaced evenly in log C.
-    low: the smallest C of the spaced grid, at least 2. count: how many, at least 1.
+    low: the smallest C of the spaced grid, at least 2. count: how many, at least 1. early: all C of the spaced grid but
+    the largest lie where they lie wherever C_max comes to be in its bracket, so that they are trained while the bound's
+    fine grid still runs; the last step, to C_max, is then up to the root of two longer or shorter than the others.
     """
 
     explicit: tuple[int, ...] | None = None
     low: int = Field(default=2, ge=2)
     count: int = Field(default=6, ge=1)
+    early: bool = False
 
     @field_validator("explicit")
     @classmethod
@@ -29,8 +32,12 @@ class CandidatesConfig(Config):
         return explicit
 
 
-def candidates(config: CandidatesConfig, c_max: int, seed: int) -> tuple[int, ...]:
+def candidates(
+    config: CandidatesConfig, c_max: int, seed: int, bracket: tuple[int, int] | None = None
+) -> tuple[int, ...]:
     """The C to train, both ends of [low, c_max] included (the paper's bounded grid, Sec. 3.3), shuffled by `seed`.
+
+    bracket: the C of the climb that c_max lies between, which place the grid if config.early; None = not known.
 
     Raises ConfigurationError where nothing of the grid lies within the bound.
     """
@@ -40,6 +47,11 @@ def candidates(config: CandidatesConfig, c_max: int, seed: int) -> tuple[int, ..
         grid = []
     elif config.count == 1:
         grid = [c_max]
+    elif config.early and bracket is not None and config.low < bracket[0]:
+        # Spaced as if C_max were the middle of the bracket.
+        low, high = math.log(config.low), math.log(bracket[0] * bracket[1]) / 2
+        steady = (round(math.exp(low + (high - low) * i / (config.count - 1))) for i in range(config.count - 1))
+        grid = {c_max, *(c for c in steady if c <= bracket[0])}
     else:
         low, high = math.log(config.low), math.log(c_max)
         grid = {round(math.exp(low + (high - low) * i / (config.count - 1))) for i in range(config.count)}
@@ -49,5 +61,22 @@ def candidates(config: CandidatesConfig, c_max: int, seed: int) -> tuple[int, ..
         mend = "begin another study whose `candidates` reach lower"
         raise ConfigurationError(f"{what} lies within C_max = {c_max}", mend=mend)
     # Shuffled, because under ASHA the first trial at a rung always goes on: a rising order would favor small C.
+    random.Random(seed).shuffle(order)
+    return tuple(order)
+
+
+def certain_candidates(config: CandidatesConfig, possible: Mapping[int, tuple[int, int]], seed: int) -> tuple[int, ...]:
+    """The C that are candidates whichever of `possible` comes to be C_max, shuffled by `seed`; none where none may be.
+
+    possible: the bracket of every C that C_max may be. They can be trained before C_max is known. Of a spaced grid that
+    is not `early` these are its smallest C alone, since the others move with C_max.
+    """
+    grids = []
+    for c_max, bracket in possible.items():
+        try:
+            grids.append(set(candidates(config, c_max, seed, bracket)))
+        except ConfigurationError:
+            return ()
+    order = sorted(set.intersection(*grids)) if grids else []
     random.Random(seed).shuffle(order)
     return tuple(order)

@@ -14,10 +14,13 @@ from cedm_ray.errors import CedmError, ConfigurationError
 from cedm_ray.search.agenda import FitTask, Goal, Task, TrainTask
 from cedm_ray.search.clusterings import features_shape, fit_summary
 from cedm_ray.search.outcome import dead_end, restore
-from cedm_ray.search.packing import Cluster, Resources, needs
+from cedm_ray.search.packing import Cluster, Resources, Room, needs
 from cedm_ray.search.results import Decision, Notice, Progress, Show, TrialReport
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
+
+ATTEMPTS = 2
+"""Deaths of a task's process, on machines that are still there, that are one too many."""
 
 
 class Driver:
@@ -53,16 +56,12 @@ class Driver:
         self.bound_found: float | None = None
         self._features_shape = features_shape(study)
         self._record_candidates()
+        self._deaths: dict[str, list[Resources]] = {}
+        self._short_of_memory: set[str] = set()
+        self._said_to_wait = False
         now = cluster()
         for task in _kinds_of_tasks(goal):
-            wanted = needs(space, task, now, self._features_shape)
-            if not now.total.room_for(wanted):
-                kind = "fit" if isinstance(task, FitTask) else "trial"
-                raise ConfigurationError(
-                    f"one {kind} asks for {wanted.cpus:g} CPUs and {wanted.gpus:g} GPUs, "
-                    f"and the cluster has {now.total.cpus:g} and {now.total.gpus:g}",
-                    mend=f"lower resources.{kind} in the search space, or use a larger cluster",
-                )
+            self._refuse_what_never_fits(task, now)
 
     @property
     def over(self) -> bool:
@@ -83,30 +82,57 @@ class Driver:
         if self.over:
             return None
         cluster = self._cluster()
-        free = cluster.total
+        room = Room(cluster)
         for _, held in self.live.values():
-            free = free - held
+            room.take(held)
         smallest = needs(self.space, FitTask(num_clusters=2, repeat=0), cluster, self._features_shape)
         trial = needs(self.space, TrainTask(num_clusters=2), cluster)
         running_fits = sum(isinstance(task, FitTask) for task, _ in self.live.values())
-        free_fits = min(self.space.resources.fit.at_once - running_fits, free.room_for(smallest))
-        free_trials = free.room_for(trial)
+        free_fits = room.count(smallest, max(0, self.space.resources.fit.at_once - running_fits))
+        free_trials = room.count(trial, 1)
         task = self.agenda.ask(free_fits=free_fits, free_trials=free_trials)
-        held = None if task is None else needs(self.space, task, cluster, self._features_shape)
-        if isinstance(task, FitTask) and not free.room_for(held):
+        held = None if task is None else self._placed(task, room, cluster)
+        if isinstance(task, FitTask) and held is None:
             # It is the most urgent one, and what it waits for must not go to others; a trial takes no memory from it.
             self.agenda.forget(task)
             task = self.agenda.ask(free_fits=0, free_trials=free_trials)
-            held = trial
+            held = None if task is None else self._placed(task, room, cluster)
         if task is None:
+            self._say_if_nothing_can_start(cluster)
             return None
+        self._said_to_wait = False
         self.live[task.name] = (task, held)
         return task, held
+
+    def space_for(self, task: Task) -> SearchSpace:
+        """The space that a task is run with: one that ran out of memory computes half as much at once, which changes
+        no result but its rounding."""
+        if task.name not in self._short_of_memory:
+            return self.space
+        if isinstance(task, FitTask):
+            clustering = self.space.clustering.model_copy(update={"head_group": 1})
+            return self.space.model_copy(update={"clustering": clustering})
+        training, sampling = self.space.training, self.space.sampling
+        share = max(1, training.batch_size // self.space.resources.trial.workers)
+        return self.space.model_copy(
+            update={
+                "training": training.model_copy(
+                    update={"microbatch": -(-min(training.microbatch or share, share) // 2)}
+                ),
+                "sampling": sampling.model_copy(update={"batch_size": -(-sampling.batch_size // 2)}),
+            }
+        )
+
+    def misplaced(self, name: str) -> bool:
+        """Whether a machine that a running task lies on is gone, so that it can only start again elsewhere."""
+        return name in self.live and not self._all_there(self.live[name][1])
 
     def judge(self, report: TrialReport) -> Decision:
         """Decide on a report, and have the decision on record before it is acted on."""
         decision = self.asha.decide(report)
         self.study.write_decision(decision)
+        # It has got on since, so that earlier deaths say nothing of the next.
+        self._deaths.pop(report.trial, None)
         if decision.status != "running":
             self.agenda.tell_end(report.trial)
         self._show(Notice(text=f"{report.trial} {decision.reason}"))
@@ -114,6 +140,7 @@ class Driver:
 
     def end(self, name: str) -> None:
         """A task's process is done with it. What it did is on record; a trial cut short may be asked for again."""
+        lost = self.misplaced(name)
         task, _ = self.live.pop(name)
         if isinstance(task, FitTask):
             fit = self.study.fits().get(name)
@@ -125,7 +152,35 @@ class Driver:
                 self.agenda.forget(task)
         elif not any(decision.trial == name and decision.status != "running" for decision in self.asha.decisions):
             self.agenda.forget(task)
+            if lost:
+                self._show(Notice(text=f"{name} lost its machine and goes on elsewhere from its checkpoint"))
         self._show(Progress(task=name, done=1, total=1, unit="", ended=True))
+
+    def die(self, name: str, text: str, *, out_of_memory: bool = False) -> None:
+        """A task's process died, or raised what we did not expect. It is tried again where that may help.
+
+        What a lost machine took with it is begun again as often as that happens. A process that dies on machines which
+        are still there is tried again once, and once more after every rung that the trial gets to. One that ran out of
+        memory is tried again once, with half the microbatch.
+        """
+        task, held = self.live[name]
+        if out_of_memory:
+            if name in self._short_of_memory:
+                self.fail(name, f"oom: {text}")
+                return
+            self._short_of_memory.add(name)
+            said = "ran out of memory and starts again, computing half as much at once"
+        else:
+            deaths = self._deaths.setdefault(name, [])
+            deaths.append(held)
+            if sum(self._all_there(death) for death in deaths) >= ATTEMPTS:
+                self.fail(name, text)
+                return
+            said = "lost its process and goes on from its checkpoint"
+        del self.live[name]
+        self.agenda.forget(task)
+        self._show(Progress(task=name, done=1, total=1, unit="", ended=True))
+        self._show(Notice(text=f"{name} {said}"))
 
     def fail(self, name: str, text: str, *, fatal: CedmError | None = None) -> None:
         """A task failed for good. `fatal`: an error that no other task would survive either, such as a full disk."""
@@ -138,6 +193,49 @@ class Driver:
         self.study.write_failure(name, text)
         self.agenda.tell_end(name)
         self.fatal = self.fatal or dead_end(self.study, self.agenda)
+
+    def _placed(self, task: Task, room: Room, cluster: Cluster) -> Resources | None:
+        """What a task holds and where it goes; None where it finds no place now. A fit takes none that a trial needs,
+        as far as there is another."""
+        wanted = needs(self.space, task, cluster, self._features_shape)
+        trial = needs(self.space, TrainTask(num_clusters=2), cluster)
+        nodes = room.place(wanted, beside=trial if isinstance(task, FitTask) else None)
+        return None if nodes is None else wanted.on(nodes)
+
+    def _all_there(self, held: Resources) -> bool:
+        """Whether all machines that a task lies on, or lay on, are still of the cluster."""
+        return set(held.nodes) <= {node.name for node in self._cluster().nodes}
+
+    def _refuse_what_never_fits(self, task: Task, cluster: Cluster) -> None:
+        """Raise ConfigurationError where the whole cluster, empty, has no place for a task."""
+        wanted = needs(self.space, task, cluster, self._features_shape)
+        if Room(cluster).place(wanted) is not None:
+            return
+        kind, total = "fit" if isinstance(task, FitTask) else "trial", cluster.total
+        text = f"one {kind} asks for {wanted.cpus:g} CPUs and {wanted.gpus:g} GPUs"
+        text += f", and the cluster has {total.cpus:g} and {total.gpus:g}"
+        if len(cluster.nodes) > 1:
+            largest = max(cluster.nodes, key=lambda node: (node.gpus, node.cpus) if wanted.gpus else (node.cpus, 0))
+            text += (
+                f" on {len(cluster.nodes)} machines, the largest of which has {largest.cpus:g} and {largest.gpus:g}: "
+                "no process lies on two"
+            )
+        if wanted.workers > 1:
+            text += f"; each of its {wanted.workers} workers asks for {wanted.each.cpus:g} and {wanted.each.gpus:g}"
+        raise ConfigurationError(
+            text, mend=f"lower resources.{kind} in the search space, or use a larger cluster or larger machines"
+        )
+
+    def _say_if_nothing_can_start(self, cluster: Cluster) -> None:
+        """Tell the user, once, where nothing runs and the cluster has shrunk so that nothing can start."""
+        if self.live or self._said_to_wait:
+            return
+        try:
+            for task in _kinds_of_tasks(self.goal):
+                self._refuse_what_never_fits(task, cluster)
+        except ConfigurationError as error:
+            self._said_to_wait = True
+            self._show(Notice(text=f"waiting for machines: {error} now"))
 
     def _tell_fit(self, fit: FitRecord) -> None:
         """Tell the agenda of a fit, and the user of it and of the bound once it is known by it."""

@@ -107,6 +107,9 @@ class SearchSpace(Config):
         del plain["resources"], plain["checkpoints"], plain["images"]["source"], plain["features"]["batch_size"]
         # What the lower end and k-means find says itself how it was found.
         del plain["lower_bound"], plain["kmeans"]
+        if not plain["candidates"]["early"]:
+            # Studies that were begun before there was such a key go on.
+            del plain["candidates"]["early"]
         for key in ("preset", "head_group", "memory_budget_gib", "compile"):
             del plain["clustering"][key]
         del plain["training"]["microbatch"], plain["training"]["compile"], plain["sampling"]["batch_size"]

@@ -14,10 +14,12 @@ import pytest
 from cedm_ray import durable
 from cedm_ray.distributed import nested, run
 from cedm_ray.search.agenda import Goal, TrainTask
+from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import Decision, Progress, TrialReport
 from cedm_ray.search.study import Study
 
 BASELINE = Goal(kind="trial", num_clusters=None)
+HELD = Resources(cpus=2, gpus=0, workers=2)
 
 
 def with_workers(space, workers):
@@ -98,7 +100,7 @@ def test_a_backend_that_fails_to_start_leaves_no_placement_group(cluster, space,
     monkeypatch.setattr(nested, "TorchConfig", lambda backend: TorchConfig(backend="nccl"))
     registry = nested.start_registry()
     with pytest.raises(RuntimeError, match=r"(?s)NCCL|nccl"):
-        list(nested.nested_trial(study, two, TrainTask(num_clusters=None), key="broken"))
+        list(nested.nested_trial(study, two, TrainTask(num_clusters=None), HELD, key="broken"))
     nested.reap(registry, "broken")
     assert wait_until(lambda: no_group_is_left(cluster))
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cedm_ray.distributed.tasks import choose_device, is_nested, read_task, task_config
+from cedm_ray.distributed.tasks import choose_device, is_nested, read_held, read_task, task_config
 from cedm_ray.search.agenda import FitTask, TrainTask
+from cedm_ray.search.packing import Resources
 from cedm_ray.search.space import SearchSpace
 
 
@@ -14,9 +15,10 @@ from cedm_ray.search.space import SearchSpace
     "task", [FitTask(num_clusters=40, repeat=2), TrainTask(num_clusters=40), TrainTask(num_clusters=None)]
 )
 def test_a_task_arrives_as_it_was_sent(space, study, task):
-    sent = json.loads(json.dumps(task_config(study, space, task, 0.5)))
+    held = Resources(cpus=4, gpus=2, memory_bytes=2.0**31, workers=2, nodes=("a", "b"))
+    sent = json.loads(json.dumps(task_config(study, space, task, held)))
     found_study, found_space, found_task = read_task(sent)
-    assert (found_space, found_task, sent["gpus"]) == (space, task, 0.5)
+    assert (found_space, found_task, read_held(sent)) == (space, task, held)
     assert found_study.path == study.path.absolute()
 
 
@@ -24,7 +26,8 @@ def test_a_relative_path_of_weights_arrives_absolute(space, study, tmp_path, mon
     """A task does not run in the folder where the command was given."""
     monkeypatch.chdir(tmp_path)
     evaluation = space.evaluation.model_copy(update={"detector": "./detector.pt", "weights": Path("w.pth")})
-    sent = task_config(study, space.model_copy(update={"evaluation": evaluation}), TrainTask(num_clusters=None), 0.0)
+    changed = space.model_copy(update={"evaluation": evaluation})
+    sent = task_config(study, changed, TrainTask(num_clusters=None), Resources(cpus=1, gpus=0))
     assert sent["space"]["evaluation"]["detector"] == str(tmp_path / "detector.pt")
     assert sent["space"]["evaluation"]["weights"] == str(tmp_path / "w.pth")
     assert sent["space"]["features"]["extractor"] == "pixels"

@@ -8,7 +8,10 @@ from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.features.extractors import open_extractor
 from cedm_ray.features.store import extract_features, feature_key
 from cedm_ray.search.agenda import FitTask, TrainTask
+from cedm_ray.search.packing import Resources
 from cedm_ray.search.prepare import prepare_images, prepare_neighbors
+
+HELD = Resources(cpus=1, gpus=0)
 
 
 def results(task: StudyTask) -> list[dict]:
@@ -35,10 +38,10 @@ def prepared(space, study, shown):
 
 
 def test_a_fit_and_then_a_trial_run_in_one_process(prepared, space):
-    task = StudyTask(task_config(prepared, space, FitTask(num_clusters=4, repeat=0), 0.0))
+    task = StudyTask(task_config(prepared, space, FitTask(num_clusters=4, repeat=0), HELD))
     assert results(task)[-1]["epoch"] == space.clustering.epochs
     assert prepared.fits()["c00004-r0"].num_clusters == 4
-    assert task.reset_config(task_config(prepared, space, TrainTask(num_clusters=4), 0.0))
+    assert task.reset_config(task_config(prepared, space, TrainTask(num_clusters=4), HELD))
     found = results(task)
     reports = [result for result in found if "rung" in result]
     assert [report["images_seen"] for report in reports] == [500, 1000]
@@ -51,8 +54,16 @@ def test_a_fit_and_then_a_trial_run_in_one_process(prepared, space):
 def test_an_error_that_would_come_again_is_reported_and_not_raised(prepared, space):
     levels = space.network.model_copy(update={"channel_mult": (1, 1, 1, 1, 1)})
     task = StudyTask(
-        task_config(prepared, space.model_copy(update={"network": levels}), TrainTask(num_clusters=None), 0.0)
+        task_config(prepared, space.model_copy(update={"network": levels}), TrainTask(num_clusters=None), HELD)
     )
     (result,) = results(task)
     assert "image_size must be" in result["failure"]
     assert result["failure_code"] == 1
+
+
+def test_workers_that_say_nothing_do_not_keep_the_driver_waiting(prepared, space, monkeypatch):
+    """A step ends in time, so that the driver can stop a trial whose workers are busy or gone."""
+    monkeypatch.setattr("cedm_ray.distributed.trainable._STEP_S", 0.0)
+    task = StudyTask(task_config(prepared, space, TrainTask(num_clusters=None), HELD))
+    task._events = iter([None, None, None])
+    assert task.step() == {}

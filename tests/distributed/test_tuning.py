@@ -36,10 +36,16 @@ class FakeDriver:
 
     def __init__(self, study, space, tasks=(), status="running"):
         self.study, self.space, self.status = study, space, status
-        self.tasks, self.told, self.finished, self.stop = list(tasks), [], False, set()
+        self.tasks, self.told, self.finished, self.stop, self.gone = list(tasks), [], False, set(), set()
 
     def next_task(self):
-        return (self.tasks.pop(0), Resources(cpus=2, gpus=0.25)) if self.tasks else None
+        return (self.tasks.pop(0), Resources(cpus=2, gpus=0.25, nodes=("n1",))) if self.tasks else None
+
+    def space_for(self, task):
+        return self.space
+
+    def misplaced(self, name):
+        return name in self.gone
 
     def needless(self, name):
         return name in self.stop
@@ -51,6 +57,9 @@ class FakeDriver:
 
     def end(self, name):
         self.told.append(("end", name))
+
+    def die(self, name, text, *, out_of_memory=False):
+        self.told.append(("die", name, text, out_of_memory))
 
     def fail(self, name, text, *, fatal=None):
         self.told.append(("fail", name, text, fatal))
@@ -127,7 +136,42 @@ def test_a_lost_process_is_told_by_its_last_line(study, space, shown):
     driver = FakeDriver(study, space)
     trial = SimpleNamespace(trial_id="t", get_error=lambda: "Traceback ...\nActorDiedError: killed")
     news(driver, shown).on_trial_error(1, [], trial)
-    assert driver.told == [("fail", "c00004", "ActorDiedError: killed", None)]
+    assert driver.told == [("die", "c00004", "ActorDiedError: killed", False)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB",
+        "MemoryError",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to",
+        "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
+    ],
+)
+def test_a_process_that_ran_out_of_memory_is_told_as_that(study, space, shown, error):
+    driver = FakeDriver(study, space)
+    trial = SimpleNamespace(trial_id="t", get_error=lambda: f"Traceback ...\n{error}")
+    news(driver, shown).on_trial_error(1, [], trial)
+    assert driver.told == [("die", "c00004", error, True)]
+
+
+def test_what_waits_for_a_machine_that_is_gone_is_given_up(study, space):
+    driver, stopped = FakeDriver(study, space), []
+    trials = [SimpleNamespace(trial_id=key, status=status) for key, status in (("t", "PENDING"), ("u", "RUNNING"))]
+    controller = SimpleNamespace(
+        get_live_trials=lambda: trials,
+        get_trials=list,
+        stop_trial=lambda t: stopped.append(t.trial_id),
+        _actor_cache=SimpleNamespace(num_cached_objects=0),
+    )
+    scheduler = DriverScheduler(driver, {**NAMES, "u": "c00008"})
+    scheduler.choose_trial_to_run(controller)
+    assert stopped == []
+    driver.gone = {"c00004", "c00008"}
+    scheduler.choose_trial_to_run(controller)
+    assert stopped == ["t"]
+    # One that runs has a result every few seconds, if only an empty one.
+    assert scheduler.on_trial_result(None, SimpleNamespace(trial_id="u"), {}) == TrialScheduler.STOP
 
 
 def test_progress_is_shown_in_images_of_the_whole_budget(study, space, shown):
@@ -143,10 +187,12 @@ def test_nothing_of_a_study_goes_into_tunes_pickles(study, space, shown):
         assert vars(pickle.loads(pickle.dumps(adapter))) == {}
 
 
-def test_workers_of_a_nested_trial_reserve_for_themselves():
-    plain = task_resources({"nested": False, "cpus": 2, "gpus": 0.5, "memory_bytes": 2.0**31})
+def test_workers_of_a_nested_trial_reserve_for_themselves_and_others_where_they_were_told_to():
+    held = {"nested": False, "cpus": 2, "gpus": 0.5, "memory_bytes": 2.0**31, "nodes": ["n1"]}
+    plain = task_resources(held)
     assert plain.bundles == [{"CPU": 2, "GPU": 0.5, "memory": 2**31}]
-    assert task_resources({"nested": False, "cpus": 1, "gpus": 0, "memory_bytes": 0}).bundles == [{"CPU": 1}]
-    assert task_resources({"nested": True, "cpus": 2, "gpus": 2, "memory_bytes": 0}).bundles == [
-        {"node:__internal_head__": 0.001}
-    ]
+    # Tune gives a process to another task only if that goes to the same machine.
+    assert plain == task_resources(held)
+    assert plain != task_resources({**held, "nodes": ["n2"]})
+    assert task_resources({**held, "cpus": 1, "gpus": 0, "memory_bytes": 0}).bundles == [{"CPU": 1}]
+    assert task_resources({**held, "nested": True}).bundles == [{"node:__internal_head__": 0.001}]

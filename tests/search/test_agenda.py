@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cedm_ray.clustering.bound import BoundConfig, UpperBoundSearch
 from cedm_ray.clustering.lower_bound import LowerBoundConfig
+from cedm_ray.errors import ConfigurationError
 from cedm_ray.search.agenda import Agenda, FitTask, Goal, TrainTask
 from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.results import trial_name
@@ -357,3 +358,64 @@ def test_goal_fits_asks_for_exactly_these():
     assert sorted(task.name for task in asked) == ["c00005-r1", "c00030-r0", "c00030-r1"]
     assert plan.finished
     assert plan.unneeded == set()
+
+
+def test_a_c_that_is_inside_the_bound_whatever_comes_trains_while_the_grid_runs():
+    grid = CandidatesConfig(low=2, count=6, early=True)
+    plan = agenda(bound=BoundConfig(alpha=0.9, c_start=100, c_limit=800), grid=grid)
+    assert plan.certain == ()
+    plan.tell_fit(100, 0, 100)
+    # The climb goes on, and C_max may be anything up to 800: the lower end of the grid alone does not move.
+    assert plan.certain == (2,)
+    plan.tell_fit(200, 0, 100)
+    assert plan.bound is None
+    assert set(plan.certain) == {2, 5, 11, 26, 60}
+    asked = [task for task in (plan.ask(free_fits=20, free_trials=9) for _ in range(30)) if task is not None]
+    assert {2, 5, 11, 26, 60} <= {task.num_clusters for task in asked if isinstance(task, FitTask)}
+    assert plan.unneeded == set()
+    assert [task for task in asked if isinstance(task, TrainTask)] == [TrainTask(num_clusters=None)]
+    plan.tell_fit(11, 0, 11)
+    assert plan.ask(free_fits=9, free_trials=9) == TrainTask(num_clusters=11)
+    assert plan.bound is None
+    for c in (188, 187, 175, 174, 162, 161, 149, 148, 136, 135, 123, 122, 110, 109, 113, 126, 139, 152, 165, 178, 191):
+        plan.tell_fit(c, 0, 3)
+    assert plan.bound.c_max == 100
+    assert set(plan.candidates) == {2, 5, 11, 26, 60, 100}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    slots=st.integers(1, 5),
+    patience=st.integers(1, 2),
+    repeats=st.integers(1, 2),
+    grid=st.sampled_from(
+        [GRID, CandidatesConfig(), CandidatesConfig(low=5, count=4, early=True), CandidatesConfig(count=1, early=True)]
+    ),
+)
+def test_nothing_is_trained_that_is_no_candidate_in_the_end(seed, slots, patience, repeats, grid):
+    """The bound and the candidates are those of a search that starts no trial before it knows them."""
+    bound = BoundConfig(alpha=0.9, c_start=7, c_limit=300, repeats=repeats, patience=patience)
+    used, rng = curve_of(seed), random.Random(seed)
+    plan, running, trained, possible = agenda(bound=bound, grid=grid), [], set(), None
+    while plan.bound is None:
+        now = set(plan._search.possible())
+        assert possible is None or not possible or now <= possible
+        possible = now
+        while (task := plan.ask(free_fits=slots - len(running), free_trials=9)) is not None:
+            if isinstance(task, FitTask):
+                running.append(task)
+            elif task.num_clusters is not None:
+                trained.add(task.num_clusters)
+        task = running.pop(rng.randrange(len(running)))
+        plan.tell_fit(task.num_clusters, task.repeat, used(task.num_clusters, task.repeat))
+    assert plan.bound == sequential(bound, 1000, used)
+    if plan.bound.c_max is not None:
+        assert not possible or plan.bound.c_max in possible
+        try:
+            final = set(plan.candidates)
+        except ConfigurationError:
+            final = set()
+        assert trained <= final
+    else:
+        assert trained == set()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.search.candidates import CandidatesConfig, candidates
+from cedm_ray.search.candidates import CandidatesConfig, candidates, certain_candidates
 
 
 def test_grid_is_even_in_log_c_and_holds_both_ends():
@@ -64,3 +64,42 @@ def test_a_grid_outside_the_bound_is_a_configuration_error_with_its_mend(config,
 def test_explicit_must_name_each_c_once_and_none_below_two(explicit):
     with pytest.raises(pydantic.ValidationError):
         CandidatesConfig(explicit=explicit)
+
+
+BRACKET = (100, 200)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CandidatesConfig(),
+        CandidatesConfig(low=5, count=9),
+        CandidatesConfig(low=5, count=9, early=True),
+        CandidatesConfig(explicit=(2, 60, 130, 190, 300)),
+    ],
+)
+def test_certain_candidates_are_those_of_every_c_max_that_is_possible(config):
+    possible = dict.fromkeys(range(100, 200), BRACKET)
+    expected = set(range(1000))
+    for c_max in possible:
+        expected &= set(candidates(config, c_max, 0, BRACKET))
+    found = certain_candidates(config, possible, 0)
+    assert set(found) == expected
+    assert (config.low if config.explicit is None else 2) in found
+    assert certain_candidates(config, {150: BRACKET}, 3) == candidates(config, 150, 3, BRACKET)
+    assert certain_candidates(config, {}, 0) == ()
+    assert certain_candidates(CandidatesConfig(low=150), possible, 0) == ()
+
+
+def test_all_but_the_largest_of_an_early_grid_are_certain_and_evenly_spaced():
+    config = CandidatesConfig(count=6, early=True)
+    # 2 * (sqrt(100 * 200) / 2) ** (i / 5), worked by hand.
+    assert set(certain_candidates(config, dict.fromkeys(range(100, 200), BRACKET), 0)) == {2, 5, 11, 26, 60}
+    for c_max in (100, 141, 199):
+        assert set(candidates(config, c_max, 0, BRACKET)) == {2, 5, 11, 26, 60, c_max}
+    # Without a bracket, or with nothing below it, as the paper's.
+    plain = CandidatesConfig(count=6)
+    assert candidates(config, 150, 0) == candidates(plain, 150, 0)
+    assert candidates(config, 3, 0, (2, 4)) == candidates(plain, 3, 0)
+    # No C above C_max, though the middle of the bracket is.
+    assert max(candidates(CandidatesConfig(count=40, early=True), 100, 0, BRACKET)) == 100

@@ -11,7 +11,7 @@ from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.errors import ConfigurationError, IntegrityError, NoUsableResultError, StorageError
 from cedm_ray.search.agenda import FitTask, Goal, TrainTask
 from cedm_ray.search.driver import Driver
-from cedm_ray.search.packing import GIB, Resources
+from cedm_ray.search.packing import GIB, Node
 from cedm_ray.search.packing import Cluster as Hardware
 from cedm_ray.search.results import UNCONDITIONAL, Notice, Progress, TrialReport
 from cedm_ray.search.space import SearchSpace
@@ -39,17 +39,20 @@ def space_of(**sections):
 class Cluster:
     """Runs nothing: tasks end when a test says so."""
 
-    def __init__(self, path, space, total=(8, 0), goal=None):
-        self.total = Resources(cpus=total[0], gpus=total[1])
+    def __init__(self, path, space, total=(8, 0), goal=None, nodes=None):
+        self.nodes = nodes or {"one": total}
         self.study, self.space, self.shown = Study(path), space, []
         self.driver = Driver(
             study=self.study,
             space=space,
             goal=goal or Goal(kind="search"),
             images=IMAGES,
-            cluster=lambda: Hardware(total=self.total),
+            cluster=self.hardware,
             show=self.shown.append,
         )
+
+    def hardware(self):
+        return Hardware(nodes=tuple(Node(name=name, cpus=cpus, gpus=gpus) for name, (cpus, gpus) in self.nodes.items()))
 
     def start_all(self):
         started = []
@@ -86,7 +89,8 @@ class Cluster:
         self.end_fit(4, 4)
         while self.driver.agenda.bound is None:
             for task, _ in list(self.driver.live.values()):
-                if isinstance(task, FitTask):
+                # Those of the candidates below are under way already, and go on.
+                if isinstance(task, FitTask) and task.num_clusters > 4:
                     self.end_fit(task.num_clusters, task.num_clusters // 2)
             self.start_all()
         assert self.driver.agenda.bound.c_max == 4
@@ -113,13 +117,13 @@ def test_a_fit_that_nothing_waits_for_any_more_is_needless_and_said_to_be(tmp_pa
 def test_a_fit_that_finds_no_memory_waits_and_a_trial_starts_all_the_same(tmp_path, prepared, tiny_space):
     shutil.copytree(prepared.path, tmp_path / "study")
     study = Study(tmp_path / "study")
-    total = Resources(cpus=8, gpus=0, memory_bytes=1.5 * GIB)
+    hardware = Hardware(nodes=(Node(name="one", cpus=8, memory_bytes=1.5 * GIB),))
     driver = Driver(
         study=study,
         space=tiny_space,
         goal=Goal(kind="search"),
         images=open_image_set(study.images),
-        cluster=lambda: Hardware(total=total, node_memory_bytes=total.memory_bytes),
+        cluster=lambda: hardware,
         show=lambda event: None,
     )
     # One fit holds a GiB, and half of one is left.
@@ -295,3 +299,84 @@ def test_records_that_contradict_the_rule_are_an_integrity_error(tmp_path):
     durable.replace_record(path, {**durable.read_record(path), "distance": 4.0})
     with pytest.raises(IntegrityError, match="decision 2 on c00003 at rung 0 was 'stopped' and is 'running'"):
         Cluster(tmp_path, space_of())
+
+
+def test_a_trial_is_placed_whole_and_what_no_machine_holds_is_refused(tmp_path):
+    space = space_of(resources={"trial": {"workers": 2, "gpus": 1}})
+    cluster = Cluster(tmp_path / "fits", space, nodes={"a": (4, 1), "b": (4, 2)})
+    cluster.start_all()
+    assert cluster.driver.live[UNCONDITIONAL][1].nodes == ("b", "b")
+    # Fits go where they cost no trial its place.
+    assert {held.nodes for task, held in cluster.driver.live.values() if isinstance(task, FitTask)} == {("a",)}
+    alone = space_of(resources={"trial": {"gpus": 4}})
+    with pytest.raises(ConfigurationError, match=r"2 machines, the largest of which has 4 and 2: no process lies on"):
+        Cluster(tmp_path / "not", alone, nodes={"a": (4, 2), "b": (4, 2)})
+    spread = space_of(resources={"trial": {"workers": 4, "gpus": 1}})
+    assert Cluster(tmp_path / "spread", spread, nodes={"a": (4, 2), "b": (4, 2)}).driver.fatal is None
+
+
+def test_machines_that_come_are_used_and_where_all_are_gone_that_is_said_once(tmp_path):
+    space = space_of(resources={"fit": {"at_once": 1}, "trial": {"cpus": 4}})
+    cluster = Cluster(tmp_path, space, nodes={"a": (4, 0)})
+    assert [task.name for task in cluster.start_all()] == ["c00004-r0"]
+    cluster.nodes["b"] = (4, 0)
+    assert [task.name for task in cluster.start_all()] == [UNCONDITIONAL]
+    cluster.nodes = {"c": (1, 0)}
+    assert cluster.driver.misplaced(UNCONDITIONAL)
+    cluster.driver.end(UNCONDITIONAL)
+    assert "unconditional lost its machine" in cluster.notices[-1]
+    cluster.driver.end("c00004-r0")
+    assert [task.name for task in cluster.start_all()] == ["c00004-r0"]
+    cluster.nodes = {}
+    cluster.driver.end("c00004-r0")
+    before = len(cluster.notices)
+    assert cluster.start_all() == []
+    assert cluster.start_all() == []
+    assert [text for text in cluster.notices[before:] if "waiting for machines" in text] == cluster.notices[-1:]
+    cluster.nodes = {"d": (8, 0)}
+    assert {task.name for task in cluster.start_all()} == {"c00004-r0", UNCONDITIONAL}
+
+
+def test_a_dead_process_is_begun_again_once_and_after_every_rung(tmp_path):
+    cluster = Cluster(tmp_path, space_of(rungs={"rungs_kimg": [1, 2, 3], "reduction_factor": 2}))
+    cluster.start_all()
+    for rung in range(2):
+        cluster.driver.die(UNCONDITIONAL, "killed")
+        assert cluster.study.failures() == {}
+        assert UNCONDITIONAL in [task.name for task in cluster.start_all()]
+        cluster.report(UNCONDITIONAL, 5.0, rung=rung)
+    cluster.driver.die(UNCONDITIONAL, "killed")
+    cluster.start_all()
+    cluster.driver.die(UNCONDITIONAL, "killed again")
+    assert cluster.study.failures() == {UNCONDITIONAL: "killed again"}
+    assert UNCONDITIONAL not in [task.name for task in cluster.start_all()]
+
+
+def test_lost_machines_are_no_attempts_however_many(tmp_path):
+    cluster = Cluster(tmp_path, space_of(resources={"fit": {"at_once": 1}}), nodes={"n0": (8, 0)})
+    cluster.start_all()
+    for lost in range(4):
+        assert cluster.driver.live[UNCONDITIONAL][1].nodes == (f"n{lost}",)
+        # The process is known to be dead some seconds before the machine is.
+        cluster.driver.die(UNCONDITIONAL, "its node has died")
+        cluster.nodes = {f"n{lost + 1}": (8, 0)}
+        cluster.start_all()
+    assert cluster.study.failures() == {}
+    assert UNCONDITIONAL in cluster.driver.live
+
+
+def test_what_ran_out_of_memory_gets_half_the_microbatch_once_and_then_fails_as_oom(tmp_path):
+    space = space_of(training={"batch_size": 64}, resources={"trial": {"workers": 2}})
+    cluster = Cluster(tmp_path, space)
+    cluster.start_all()
+    trial, fit = TrainTask(num_clusters=None), FitTask(num_clusters=4, repeat=0)
+    assert cluster.driver.space_for(trial) == space
+    cluster.driver.die(UNCONDITIONAL, "CUDA out of memory", out_of_memory=True)
+    cluster.driver.die(fit.name, "CUDA out of memory", out_of_memory=True)
+    assert {UNCONDITIONAL, fit.name} <= {task.name for task in cluster.start_all()}
+    assert cluster.driver.space_for(trial).training.microbatch == 16
+    assert cluster.driver.space_for(trial).settled() == space.settled()
+    assert cluster.driver.space_for(fit).clustering.head_group == 1
+    assert cluster.driver.space_for(fit).settled() == space.settled()
+    cluster.driver.die(UNCONDITIONAL, "CUDA out of memory", out_of_memory=True)
+    assert cluster.study.failures() == {UNCONDITIONAL: "oom: CUDA out of memory"}
