@@ -51,7 +51,7 @@ def run_study(
         if most > len(images):
             raise ConfigurationError(f"C must not exceed the {len(images):,} images, got {most}")
         truth = read_labels(labels, images)
-        agenda, _ = restore(study, space, len(images), goal)
+        agenda = restore(study, space, len(images), goal).agenda
         if (error := dead_end(study, agenda)) is not None:
             raise error
         if agenda.finished and not (goal.kind == "search" and _unkept_best(study, space, images)):

@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import pairwise
 
 from pydantic import Field, field_validator
 
@@ -14,12 +15,14 @@ class CandidatesConfig(Config):
     """The grid of C inside [low, C_max].
 
     explicit: the C to train; those above C_max are left out. None: `count` values spaced evenly in log C.
-    low: the smallest C of the spaced grid, at least 2. count: how many, at least 1.
+    low: the smallest C of the spaced grid, at least 2. count: how many, at least 1. refine: how many times the search
+    then looks more finely around the best C so far, at the middles (in log C) towards its neighbors on both sides.
     """
 
     explicit: tuple[int, ...] | None = None
     low: int = Field(default=2, ge=2)
     count: int = Field(default=6, ge=1)
+    refine: int = Field(default=0, ge=0)
 
     @field_validator("explicit")
     @classmethod
@@ -51,3 +54,14 @@ def candidates(config: CandidatesConfig, c_max: int, seed: int) -> tuple[int, ..
     # Shuffled, because under ASHA the first trial at a rung always goes on: a rising order would favor small C.
     random.Random(seed).shuffle(order)
     return tuple(order)
+
+
+def refined(tried: Collection[int], best: int) -> tuple[int, ...]:
+    """The C halfway in log C from the best of those tried to its neighbors, at most one on each side, rising.
+
+    This narrows the bracket of a curve with one minimum. Empty where no C lies in between.
+    """
+    order = sorted(tried)
+    place = order.index(best)
+    sides = [(a, b) for a, b in pairwise(order[max(0, place - 1) : place + 2])]
+    return tuple(middle for a, b in sides if a < (middle := round(math.sqrt(a * b))) < b)

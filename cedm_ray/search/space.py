@@ -21,6 +21,7 @@ from cedm_ray.features.extractors import FeaturesConfig
 from cedm_ray.search.asha import AshaConfig
 from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.evaluate import EvaluationConfig
+from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.model import CheckpointConfig
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
@@ -77,6 +78,7 @@ class SearchSpace(Config):
     lower_bound: LowerBoundConfig = LowerBoundConfig()
     candidates: CandidatesConfig = CandidatesConfig()
     rungs: AshaConfig = AshaConfig()
+    finals: FinalsConfig = FinalsConfig()
     network: UNetConfig = UNetConfig()
     edm: EDMConfig = EDMConfig()
     augmentation: AugmentConfig = AugmentConfig()
@@ -97,6 +99,13 @@ class SearchSpace(Config):
         if self.sampling.guidance and not self.network.label_dropout:
             rule = "sampling.guidance needs network.label_dropout above 0, without which there is no null label"
             raise ValueError(f"{rule}; got guidance {self.sampling.guidance:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_beyond_the_search(self) -> "SearchSpace":
+        full, last = self.rungs.rungs_kimg[-1], self.finals.budget_kimg
+        if last is not None and last <= full:
+            raise ValueError(f"finals.budget_kimg must lie above the last rung, {full:g}; got {last:g}")
         return self
 
     def settled(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from cedm_ray.search.outcome import restore
 def test_the_bound_alone_trains_nothing_and_resumes_to_nothing(cluster, space, study, shown):
     goal = Goal(kind="bound")
     images = run.run_study(study, space, goal, address=None, show=shown.append)
-    result = restore(study, space, len(images), goal)[0].bound
+    result = restore(study, space, len(images), goal).agenda.bound
     assert result.c_max is not None
     assert result.c_max * 10 * 0.9 < 10 * max(point.num_used for point in result.points if point.passed) + 1e-9
     assert study.trials() == []

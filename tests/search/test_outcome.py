@@ -158,12 +158,12 @@ def test_no_c_that_passes_has_a_result_without_candidates(hand):
 
 def test_a_bound_that_waits_for_a_failed_fit_is_a_dead_end(hand):
     hand.study.write_failure("c00008-r0", "out of memory")
-    agenda, _ = restore(hand.study, SPACE, 100, Goal(kind="search"))
+    agenda = restore(hand.study, SPACE, 100, Goal(kind="search")).agenda
     error = dead_end(hand.study, agenda)
     assert "without C = 8: out of memory" in str(error)
     assert str(hand.study.path / "failures" / "c00008-r0.json") in error.mend
     # One trial alone does not need the bound.
-    agenda, _ = restore(hand.study, SPACE, 100, Goal(kind="trial", num_clusters=4))
+    agenda = restore(hand.study, SPACE, 100, Goal(kind="trial", num_clusters=4)).agenda
     assert dead_end(hand.study, agenda) is None
 
 
