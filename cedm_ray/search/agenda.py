@@ -100,7 +100,9 @@ class Agenda:
         self._waiting_trials: set[str] = set()
         self._full: dict[int, dict[int, float]] = {}
         self._refinements: dict[int, tuple[int, ...]] = {}
+        self._first: tuple[int, ...] | None = None
         self._search, self._waiting = self._replay()
+        self._bound = self._search.result()
 
     def ask(self, *, free_fits: int, free_trials: int) -> Task | None:
         """The next task, or None where nothing can be asked now.
@@ -119,7 +121,9 @@ class Agenda:
             self._lower_used[FitTask(num_clusters=num_clusters, repeat=repeat, lower=True)] = num_used
         elif repeat not in self._fitted.setdefault(num_clusters, {}):
             self._fitted[num_clusters][repeat] = num_used
-            self._search, self._waiting = self._replay()
+            if self._bound is None:
+                self._search, self._waiting = self._replay()
+                self._bound = self._search.result()
 
     def tell_end(self, name: str) -> None:
         """The task of that name ended for good: a trial whichever way, or a fit that failed. It is not asked again."""
@@ -155,7 +159,7 @@ class Agenda:
     @property
     def bound(self) -> BoundResult | None:
         """The upper bound, None while it is searched. What was asked ahead, and when that ended, changes nothing."""
-        return self._search.result()
+        return self._bound
 
     @property
     def lower(self) -> LowerBoundResult | None:
@@ -200,7 +204,9 @@ class Agenda:
         result = self.bound
         if result is None:
             return None
-        waves = [() if result.c_max is None else candidates(self._grid, result.c_max, self._seed)]
+        if self._first is None:
+            self._first = () if result.c_max is None else candidates(self._grid, result.c_max, self._seed)
+        waves = [self._first]
         while len(waves) <= self._grid.refine and (found := self._refinement(waves)):
             waves.append(found)
         return tuple(waves)

@@ -7,6 +7,7 @@ distances in the detector's own units, lower is better; `images_seen` counts tra
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from cedm_ray.clustering.bound import BoundResult
@@ -20,6 +21,7 @@ TrialStatus = Literal["running", "waiting", "completed", "stopped", "diverged", 
 TRIAL_PATTERN = re.compile(rf"{UNCONDITIONAL}|c(?P<clusters>\d{{5,}})(?:-s(?P<seed>[1-9]\d*))?")
 
 
+@cache
 def trial_name(num_clusters: int | None, seed: int = 0) -> str:
     """The name of the trial conditioned on `num_clusters` clusters; None is the unconditional baseline.
 
@@ -30,6 +32,7 @@ def trial_name(num_clusters: int | None, seed: int = 0) -> str:
     return f"c{num_clusters:05d}" + (f"-s{seed}" if seed else "")
 
 
+@cache
 def read_trial_name(name: str) -> tuple[int | None, int]:
     """(C, seed) of a trial, undoing `trial_name`. Raises ValueError for a name of none."""
     found = TRIAL_PATTERN.fullmatch(name)
@@ -165,10 +168,10 @@ class StudyResult:
 
     metric: the distance's name, which says the detector ("FID", "FDD", "FD[pixels]"). rungs_kimg: the rung levels in
     thousands of images, with the winner's last stretch once it has been measured there. full_rung: index of the full
-    budget of the search, at which trials are compared; None = the last. best: name of the trial whose model was kept (the lowest
-    distance at the full budget among the conditional trials, with several seeds that of the C with the lowest mean),
-    None if none is usable. gain: 1 - best distance / the unconditional model's distance, both at the full budget, None
-    where either is missing. stage_s: wall seconds by stage, summed over resumed runs.
+    budget of the search, at which trials are compared; None = the last. best: name of the trial whose model was kept
+    (the lowest distance at the full budget among the conditional trials, with several seeds that of the C with the
+    lowest mean), None if none is usable. gain: 1 - best distance / the unconditional model's distance, both at the full
+    budget, None where either is missing. stage_s: wall seconds by stage, summed over resumed runs.
     """
 
     name: str

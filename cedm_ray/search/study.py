@@ -215,6 +215,11 @@ class Study:
         path = self._evaluation(name, key)
         return durable.read_record(path) if path.exists() else None
 
+    def evaluations(self, name: str) -> list[dict[str, Any]]:
+        """All that was measured of the model NAME, whatever was asked."""
+        found = _listing(self.path / "evaluations", f"{name}-*.json")
+        return [record for path in found if (record := durable.read_record(path))["name"] == name]
+
     def _evaluation(self, name: str, key: str) -> Path:
         return self.path / "evaluations" / f"{name}-{key[:16]}.json"
 

@@ -49,7 +49,7 @@ def run_trial(
     """Train on C = `num_clusters` clusters (None: unconditionally) through all rungs of the space.
 
     seed: above 0 trains with other weights, order and noise on the same clusters, as a trial of its own. final: train
-    on to finals.budget_kimg, which is one rung more.
+    on to finals.budget_kimg, which is one rung more and the only one that is reported.
     Yields TrainProgress while training and one TrialReport at every rung, those of an earlier run included. Raises
     InputDataError where the clustering gives no condition, IntegrityError, StorageError.
     """
@@ -75,7 +75,8 @@ def run_trial(
             yield Notice(text=f"{meaning.trial} goes on from {checkpoint.folder.name} images: {reason}")
     with CheckpointWriter(folder, meaning, space.checkpoints.keep) as writer:
         levels = space.rungs.rungs_kimg + ((space.finals.budget_kimg,) if final else ())
-        training = (levels, _training_seed(space, seed))
+        heard = len(space.rungs.rungs_kimg) if final else 0
+        training = (levels, heard, _training_seed(space, seed))
         yield from _rungs(study, space, state, images, classes, meaning, training, (detector, reference), writer)
 
 
@@ -86,17 +87,19 @@ def _rungs(
     images: ImageSet,
     classes: np.ndarray | None,
     meaning: Meaning,
-    training: tuple[tuple[float, ...], int],
+    training: tuple[tuple[float, ...], int, int],
     yardstick: tuple[Extractor, ReferenceFactor],
     writer: CheckpointWriter,
 ) -> Iterator[TrainProgress | TrialReport | Notice]:
-    """From rung to rung. training: their levels in thousands of images, and the seed. yardstick: the detector and its
-    statistics of the training images."""
-    levels, seed = training
+    """From rung to rung. training: their levels in thousands of images, the first rung whose recorded report is said
+    again, and the seed. yardstick: the detector and its statistics of the training images."""
+    levels, heard, seed = training
     recorded = {report.rung: report for report in study.reports(meaning.trial)}
     for rung, rung_kimg in enumerate(levels):
         if rung in recorded:
-            yield recorded[rung]
+            # Who trains the winner on has heard of the search's rungs, at the last of which the trial had ended.
+            if rung >= heard:
+                yield recorded[rung]
             continue
         rung_images = round(rung_kimg * 1000)
         if state.images_seen >= rung_images + space.training.batch_size:
