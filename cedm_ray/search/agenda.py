@@ -9,6 +9,7 @@ still searched. The fits of the lower end unlock nothing and come after the boun
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from cedm_ray.clustering.bound import BoundConfig, BoundResult, UpperBoundSearch
@@ -71,6 +72,8 @@ class Agenda:
     """Ask for tasks, tell what came of them. Tells may come in any order and for tasks that were never asked.
 
     bound, lower, grid, finals: the space's configurations. seed: shuffles the candidates. num_images: N.
+
+    told: how often it was told anything; while it stays, so does all that it says but what it asks.
     """
 
     def __init__(
@@ -101,6 +104,9 @@ class Agenda:
         self._full: dict[int, dict[int, float]] = {}
         self._refinements: dict[int, tuple[int, ...]] = {}
         self._first: tuple[int, ...] | None = None
+        # How often it was told anything, and what followed from it then.
+        self.told = 0
+        self._known: tuple[int, tuple[TrainTask, ...]] = (-1, ())
         self._search, self._waiting = self._replay()
         self._bound = self._search.result()
 
@@ -117,6 +123,7 @@ class Agenda:
 
     def tell_fit(self, num_clusters: int, repeat: int, num_used: int, *, lower: bool = False) -> None:
         """A fit is done and used `num_used` of its clusters. Telling it again changes nothing."""
+        self.told += 1
         if lower:
             self._lower_used[FitTask(num_clusters=num_clusters, repeat=repeat, lower=True)] = num_used
         elif repeat not in self._fitted.setdefault(num_clusters, {}):
@@ -127,10 +134,12 @@ class Agenda:
 
     def tell_end(self, name: str) -> None:
         """The task of that name ended for good: a trial whichever way, or a fit that failed. It is not asked again."""
+        self.told += 1
         self._ended.add(name)
 
     def tell_decision(self, decision: Decision, report: TrialReport) -> None:
         """A trial was judged on a report. One that waits is not asked for until it is told to go on."""
+        self.told += 1
         if decision.status == "waiting":
             self._waiting_trials.add(decision.trial)
             return
@@ -150,6 +159,7 @@ class Agenda:
     def tell_refinement(self, wave: int, order: tuple[int, ...]) -> None:
         """The C of a refinement, from 1, that is on record: it stays what it was, even if a failed trial before it is
         tried again and would change it."""
+        self.told += 1
         self._refinements[wave] = order
 
     def forget(self, task: Task) -> None:
@@ -214,7 +224,7 @@ class Agenda:
     @property
     def gone(self) -> frozenset[str]:
         """Names of the candidates' trials that ended without a decision, or can never start."""
-        failed = (c for c in self.candidates or () if FitTask(num_clusters=c, repeat=0).name in self._ended)
+        failed = (c for c in self.candidates or () if _first_fit(c) in self._ended)
         return frozenset(self._ended | {trial_name(c) for c in failed})
 
     @property
@@ -226,6 +236,11 @@ class Agenda:
     @property
     def trials(self) -> tuple[TrainTask, ...]:
         """All that a search trains as far as it is known now, in the order in which it is begun."""
+        if self._known[0] != self.told:
+            self._known = (self.told, self._all_trials())
+        return self._known[1]
+
+    def _all_trials(self) -> tuple[TrainTask, ...]:
         waves = self.waves
         if waves is not None and not any(waves):
             return ()
@@ -274,7 +289,7 @@ class Agenda:
         """Whether a trial ended, or can never start because its fit failed."""
         if task.name in self._ended:
             return True
-        return task.num_clusters is not None and FitTask(num_clusters=task.num_clusters, repeat=0).name in self._ended
+        return task.num_clusters is not None and _first_fit(task.num_clusters) in self._ended
 
     def _open(self, free_fits: int) -> Iterator[Task]:
         """Tasks that could start now, the most urgent first: the bound unlocks all else, so its fits go first."""
@@ -350,3 +365,9 @@ class Agenda:
         if task.lower:
             return task in self._lower_used
         return task.repeat in self._fitted.get(task.num_clusters, {})
+
+
+@cache
+def _first_fit(num_clusters: int) -> str:
+    """The name of the fit that trials of this C are conditioned on."""
+    return FitTask(num_clusters=num_clusters, repeat=0).name

@@ -18,6 +18,7 @@ class Contest:
         self.agenda, self.asha = agenda, asha
         self._reports: dict[tuple[str, int], TrialReport] = {}
         self._told = 0
+        self._expected = (-1, False)
 
     def replay(self, reports: Iterable[TrialReport], decisions: Iterable[Decision]) -> None:
         """Take over what an earlier driver decided. Nothing new is decided. Raises ValueError as `Asha.replay`."""
@@ -50,11 +51,14 @@ class Contest:
         # Only the rule halving asks who is still to come.
         if self.asha.config.rule != "halving" or self.agenda.bound is None:
             return
+        if self._expected == (self.agenda.told, replaying):
+            return
+        self._expected = (self.agenda.told, replaying)
         try:
             waves = [[trial_name(c) for c in wave] for wave in self.agenda.waves]
         except ConfigurationError:
             # Nothing lies within the bound, which whoever asks the agenda for the next task is told.
-            waves = []
+            return
         goal = self.agenda.goal
         # What one command trains by itself waits for nobody; in the records it may have waited for a search.
         alone = [trial_name(goal.num_clusters)] if goal.kind == "trial" and not replaying else []
