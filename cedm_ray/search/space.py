@@ -110,12 +110,12 @@ class SearchSpace(Config):
 
     def settled(self) -> dict[str, Any]:
         """What a study must keep when it is resumed: all but what changes no result (resources, checkpoints, how much
-        is computed at once, and the name of a preset whose values are kept) and the place of the images, whose content
-        has a digest of its own."""
+        is computed at once, whether the kept model is measured, and the name of a preset whose values are kept) and the
+        place of the images, whose content has a digest of its own."""
         plain = self.model_dump(mode="json")
         del plain["resources"], plain["checkpoints"], plain["images"]["source"], plain["features"]["batch_size"]
         # What the lower end and k-means find says itself how it was found.
-        del plain["lower_bound"], plain["kmeans"]
+        del plain["lower_bound"], plain["kmeans"], plain["finals"]["evaluate"]
         for key in ("preset", "head_group", "memory_budget_gib", "compile"):
             del plain["clustering"][key]
         del plain["training"]["microbatch"], plain["training"]["compile"], plain["sampling"]["batch_size"]
