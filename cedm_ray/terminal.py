@@ -203,6 +203,8 @@ def print_result(result: StudyResult) -> None:
 
 def _row(result: StudyResult, trial: TrialResult) -> list[object]:
     name = "none" if trial.num_clusters is None else trial.num_clusters
+    if trial.seed:
+        name = f"{name} seed {trial.seed}"
     utilization = None if trial.utilization is None else f"{trial.utilization:.3f}"
     by_rung = {report.rung: report.distance for report in trial.reports}
     distances = [by_rung.get(rung) for rung in range(len(result.rungs_kimg))]
@@ -216,9 +218,13 @@ def answer(result: StudyResult) -> str:
     if result.best is None:
         return "C_V was not found: no trial inside the bound has a usable distance at the full budget yet."
     best = result.trial(result.best)
-    text = f"C_V = {best.num_clusters}: {result.metric} {best.final.distance:.4g}"
+    shown = result.compared(best)
+    text = f"C_V = {best.num_clusters}: {result.metric} {shown.distance:.4g}"
     if result.gain is None:
         return text + "; there is no unconditional model of the same budget to compare with."
     direction = "lower" if result.gain > 0 else "higher"
     baseline = f"the unconditional model's {result.trials[0].final.distance:.4g} at the same budget"
-    return text + f", {abs(result.gain):.1%} {direction} than {baseline}."
+    text += f", {abs(result.gain):.1%} {direction} than {baseline}."
+    if best.final is shown:
+        return text
+    return text + f" Trained on to {best.final.images_seen:,} images: {best.final.distance:.4g}."

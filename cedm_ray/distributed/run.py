@@ -20,9 +20,13 @@ from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.features import prepare_features
 from cedm_ray.distributed.head import head_watched
 from cedm_ray.distributed.session import cluster_nodes, cluster_resources, get, gpu_bytes, ray_cluster
+from cedm_ray.distributed.shares import cluster_runner
 from cedm_ray.distributed.tasks import choose_device, is_nested, located
 from cedm_ray.errors import ConfigurationError, InputDataError, TryAgainError
+from cedm_ray.evaluation.evaluate import evaluate
+from cedm_ray.evaluation.requests import Request
 from cedm_ray.features.store import open_features
+from cedm_ray.features.weight_files import cache_folder
 from cedm_ray.search.agenda import Goal
 from cedm_ray.search.clusterings import neighbors_features, read_labels
 from cedm_ray.search.driver import Driver
@@ -42,7 +46,8 @@ _REMEMBER_S = 1.0
 def run_study(
     study: Study, space: SearchSpace, goal: Goal, *, address: str | None, show: Show, labels: str | None = None
 ) -> ImageSet:
-    """Bring the study to the goal, and at the end of a search keep the best model. Returns the image set.
+    """Bring the study to the goal, and at the end of a search keep the best model, and measure it where finals.evaluate
+    says so. Returns the image set.
 
     address: as `ray_cluster`; Ray is not started where nothing is left to do. show: takes what the user should see.
     labels: as `read_labels`, for what is shown of the fits and for nothing else. Raises the errors of `errors.py`.
@@ -52,10 +57,10 @@ def run_study(
         if most > len(images):
             raise ConfigurationError(f"C must not exceed the {len(images):,} images, got {most}")
         truth = read_labels(labels, images)
-        agenda, _ = restore(study, space, len(images), goal)
+        agenda = restore(study, space, len(images), goal).agenda
         if (error := dead_end(study, agenda)) is not None:
             raise error
-        if agenda.finished and not (goal.kind == "search" and _unkept_best(study, space, images)):
+        if agenda.finished and not (goal.kind == "search" and _is_unfinished(study, space, images)):
             return images
         _import_meanwhile("cedm_ray.distributed.tuning", "cedm_ray.distributed.trainable")
         with _on_cluster(study, address):
@@ -68,6 +73,7 @@ def run_study(
             _run_tasks(study, space, images, goal, show, truth)
             if goal.kind == "search":
                 _keep_best(study, space, images, show)
+                _measure_best(study, space, images, address, show)
         return images
 
 
@@ -227,14 +233,28 @@ def _keep_best(study: Study, space: SearchSpace, images: ImageSet, show: Show) -
         _on_a_gpu(_make_showcase, str(study.path.absolute()))
 
 
-def _unkept_best(study: Study, space: SearchSpace, images: ImageSet) -> bool:
-    """Whether the search is over and its best model still lies only among the trial's checkpoints."""
+def _measure_best(study: Study, space: SearchSpace, images: ImageSet, address: str | None, show: Show) -> None:
+    """Do what `cedm-ray evaluate STUDY` does, over the cluster; what was measured before is read from its record."""
+    result = study_result(study, space, images)
+    if not space.finals.evaluate or result is None or result.best is None:
+        return
+    with _timed(study, "evaluation"), cluster_runner(address) as run:
+        evaluate(Request(source=str(study.path)), cache=cache_folder(), run=run, show=show)
+
+
+def _is_unfinished(study: Study, space: SearchSpace, images: ImageSet) -> bool:
+    """Whether all is trained and the best model still lies only among the trial's checkpoints, or is not measured."""
     result = study_result(study, space, images)
     if result is None or result.best is None:
         return False
     manifest = study.best / durable.MANIFEST
-    kept = manifest.exists() and durable.read_record(manifest)["trial"] == result.best
-    return not (kept and study.showcase.exists())
+    if not manifest.exists() or not study.showcase.exists():
+        return True
+    kept = durable.read_record(manifest)
+    if kept["trial"] != result.best:
+        return True
+    measured = [one["images_seen"] for one in study.evaluations(result.best)]
+    return space.finals.evaluate and kept["images_seen"] not in measured
 
 
 def _find_neighbors(path: str, space: SearchSpace, key: str, device: str) -> list[Notice]:

@@ -28,7 +28,9 @@ def task_config(study: Study, space: SearchSpace, task: Task, held: Resources) -
         "workers": held.workers,
         "nodes": list(held.nodes),
     }
-    return config | ({"repeat": task.repeat, "lower": task.lower} if isinstance(task, FitTask) else {})
+    if isinstance(task, FitTask):
+        return config | {"repeat": task.repeat, "lower": task.lower}
+    return config | {"seed": task.seed, "final": task.final}
 
 
 def located(space: SearchSpace) -> SearchSpace:
@@ -56,7 +58,11 @@ def read_task(config: dict[str, Any]) -> tuple[Study, SearchSpace, Task]:
             space,
             FitTask(num_clusters=config["num_clusters"], repeat=config["repeat"], lower=config["lower"]),
         )
-    return study, space, TrainTask(num_clusters=config["num_clusters"])
+    return (
+        study,
+        space,
+        TrainTask(num_clusters=config["num_clusters"], seed=config["seed"], final=config["final"]),
+    )
 
 
 def read_held(config: dict[str, Any]) -> Resources:

@@ -85,7 +85,8 @@ class StudyTask(tune.Trainable):
             from cedm_ray.distributed.nested import nested_trial  # Ray Train takes a while to import.
 
             return nested_trial(study, space, self._task, held, key=self.trial_id)
-        return run_trial(study, space, self._task.num_clusters, device=choose_device(held.gpus))
+        task, device = self._task, choose_device(held.gpus)
+        return run_trial(study, space, task.num_clusters, device=device, seed=task.seed, final=task.final)
 
     def _progress(self, event: Any) -> dict[str, Any]:
         if isinstance(self._task, FitTask):

@@ -126,7 +126,8 @@ class DriverNews(_Unpickled, tune.Callback):
         elif "epoch" in result:
             self.show(Progress(task=name, done=result["epoch"], total=result["epochs"], unit="epochs"))
         elif "images_seen" in result:
-            total = self.driver.space.rungs.rungs_kimg[-1] * 1000
+            space, final = self.driver.space, name.endswith("-final")
+            total = 1000 * (space.finals.budget_kimg if final else space.rungs.rungs_kimg[-1])
             loss = f"loss {result['loss']:.4g}" if result.get("loss") is not None else ""
             self.show(Progress(task=name, done=result["images_seen"], total=total, unit="images", detail=loss))
 

@@ -71,7 +71,7 @@ def distance_versus_clusters(result: StudyResult) -> Figure:
     completed = [t for t in conditional if t.status == "completed"]
     unfinished = [t for t in conditional if t.status != "completed"]
     baseline = _baseline(result)
-    distances = [t.final.distance for t in (*conditional, *([baseline] if baseline else []))]
+    distances = [result.compared(t).distance for t in (*conditional, *([baseline] if baseline else []))]
     # The scales come first: where a label has room depends on them.
     _distance_axis(axes, result.metric, distances)
     _cluster_axis(axes, result, conditional)
@@ -84,15 +84,15 @@ def distance_versus_clusters(result: StudyResult) -> Figure:
         label = "unconditional model"
         if baseline.status != "completed":
             label += f", {baseline.status} at {_seen(baseline.final)} images"
-        axes.axhline(baseline.final.distance, color=INK, linestyle=(0, (5, 3)), linewidth=1.3, label=label)
+        axes.axhline(result.compared(baseline).distance, color=INK, linestyle=(0, (5, 3)), linewidth=1.3, label=label)
     if completed:
-        values = [t.final.distance for t in completed]
+        values = [result.compared(t).distance for t in completed]
         x = [t.num_clusters for t in completed]
         axes.plot(
             x, values, "o-", color=BLUE, markersize=6, linewidth=1.6, zorder=3, label="trained to the full budget"
         )
     if unfinished:
-        values = [t.final.distance for t in unfinished]
+        values = [result.compared(t).distance for t in unfinished]
         x = [t.num_clusters for t in unfinished]
         label = "short of the full budget (images seen)"
         axes.plot(x, values, "o", color=BLUE, markerfacecolor=PAPER, markersize=6, zorder=3, label=label)
@@ -110,10 +110,11 @@ def distance_versus_clusters(result: StudyResult) -> Figure:
                 color=BLUE,
             )
     if result.best is not None and (best := result.trial(result.best)).final:
-        at = (best.num_clusters, best.final.distance)
+        shown = result.compared(best)
+        at = (best.num_clusters, shown.distance)
         axes.plot(*at, "*", color=ORANGE, markersize=15, markeredgecolor=PAPER, zorder=4, label="best")
         axes.annotate(
-            f"C = {best.num_clusters:,}: {number(best.final.distance)}",
+            f"C = {best.num_clusters:,}: {number(shown.distance)}",
             at,
             xytext=(0, -17),
             textcoords="offset points",
@@ -150,9 +151,10 @@ def distance_versus_images(result: StudyResult) -> Figure:
         dashes = (0, (5, 3)) if unconditional else "-"
         width, order = (2.4, 4) if best else (1.4, 3.5 if unconditional else 3)
         axes.plot(x, y, "o", color=color, ms=3.5, ls=dashes, lw=width, zorder=order, label=trial.trial)
-        if trial.status not in ("completed", "running"):
+        if trial.status not in ("completed", "running", "waiting"):
             axes.plot(x[-1], y[-1], "x", color=color, markersize=8, markeredgewidth=2, zorder=5)
         name = "unconditional" if unconditional else f"C = {trial.num_clusters:,}"
+        name += f", seed {trial.seed}" if trial.seed else ""
         # A line of one point has nothing on its left, but all the others on its right.
         left = len(x) == 1 and len(result.rungs_kimg) > 1
         ends.append(LineEnd(x=x[-1], y=y[-1], name=name, color=color, bold=best, keep=best or unconditional, left=left))

@@ -26,6 +26,7 @@ from cedm_ray.search.results import StudyResult, TrialReport, TrialResult
 
 _ENDINGS = {
     "running": "still running",
+    "waiting": "waiting for others",
     "completed": "completed",
     "stopped": "stopped early",
     "diverged": "diverged",
@@ -147,8 +148,9 @@ def _headline(result: StudyResult) -> dict[str, str]:
             "because": f"No conditional trial reached the full budget with a distance that can be used ({told}).",
         }
     best = result.trial(result.best)
-    distance = f"{result.metric} {number(best.final.distance)}"
-    at = f"after {amount(best.final.images_seen / 1000)} training images"
+    shown = result.compared(best)
+    distance = f"{result.metric} {number(shown.distance)}"
+    at = f"after {amount(shown.images_seen / 1000)} training images"
     if result.gain is None:
         state = (
             "was not trained"
@@ -159,11 +161,11 @@ def _headline(result: StudyResult) -> dict[str, str]:
             "answer": f"{best.num_clusters:,} clusters are the best of those tried",
             "because": f"{distance} {at}. The unconditional model {state}, so no gain is stated.",
         }
-    other = f"{number(best.final.distance / (1 - result.gain))} of the unconditional model trained with the same budget"
+    other = f"{number(shown.distance / (1 - result.gain))} of the unconditional model trained with the same budget"
     if result.gain > 0:
         return {
             "answer": f"Condition on {best.num_clusters:,} clusters",
-            "because": f"{distance} {at}, {100 * result.gain:.1f} % below the {other}.",
+            "because": f"{distance} {at}, {100 * result.gain:.1f} % below the {other}.{_further(result, best)}",
         }
     return {
         "answer": "No number of clusters beat the unconditional model",
@@ -172,9 +174,18 @@ def _headline(result: StudyResult) -> dict[str, str]:
     }
 
 
+def _further(result: StudyResult, best: TrialResult) -> str:
+    """What the winner measured where it was trained on; empty where it was not."""
+    if best.final is result.compared(best):
+        return ""
+    after = amount(best.final.images_seen / 1000)
+    return f" Trained on to {after} training images: {result.metric} {number(best.final.distance)}."
+
+
 def _table_row(result: StudyResult, trial: TrialResult) -> dict[str, object]:
     return {
-        "name": "unconditional" if trial.num_clusters is None else f"{trial.num_clusters:,}",
+        "name": ("unconditional" if trial.num_clusters is None else f"{trial.num_clusters:,}")
+        + (f", seed {trial.seed}" if trial.seed else ""),
         "num_used": trial.num_used,
         "utilization": trial.utilization,
         "reports": _by_rung(result, trial),
@@ -188,7 +199,7 @@ def _table_row(result: StudyResult, trial: TrialResult) -> dict[str, object]:
 
 def _ordered(result: StudyResult) -> list[TrialResult]:
     """The baseline, then the trials by C."""
-    return sorted(result.trials, key=lambda trial: trial.num_clusters or 0)
+    return sorted(result.trials, key=lambda trial: (trial.num_clusters or 0, trial.seed))
 
 
 def _by_rung(result: StudyResult, trial: TrialResult) -> list[TrialReport | None]:

@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import pairwise
 
 from pydantic import Field, field_validator
 
@@ -17,12 +18,15 @@ class CandidatesConfig(Config):
     low: the smallest C of the spaced grid, at least 2. count: how many, at least 1. early: all C of the spaced grid but
     the largest lie where they lie wherever C_max comes to be in its bracket, so that they are trained while the bound's
     fine grid still runs; the last step, to C_max, is then up to the root of two longer or shorter than the others.
+    refine: how many times the search then looks more finely around the best C so far, at the middles (in log C) towards
+    its neighbors on both sides.
     """
 
     explicit: tuple[int, ...] | None = None
     low: int = Field(default=2, ge=2)
     count: int = Field(default=6, ge=1)
     early: bool = False
+    refine: int = Field(default=0, ge=0)
 
     @field_validator("explicit")
     @classmethod
@@ -80,3 +84,14 @@ def certain_candidates(config: CandidatesConfig, possible: Mapping[int, tuple[in
     order = sorted(set.intersection(*grids)) if grids else []
     random.Random(seed).shuffle(order)
     return tuple(order)
+
+
+def refined(tried: Collection[int], best: int) -> tuple[int, ...]:
+    """The C halfway in log C from the best of those tried to its neighbors, at most one on each side, rising.
+
+    This narrows the bracket of a curve with one minimum. Empty where no C lies in between.
+    """
+    order = sorted(tried)
+    place = order.index(best)
+    sides = [(a, b) for a, b in pairwise(order[max(0, place - 1) : place + 2])]
+    return tuple(middle for a, b in sides if a < (middle := round(math.sqrt(a * b))) < b)

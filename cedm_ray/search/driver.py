@@ -49,16 +49,20 @@ class Driver:
     ) -> None:
         self.study, self.space, self.goal = study, space, goal
         self._cluster, self._show, self._labels = cluster, show, labels
-        self.agenda, self.asha = restore(study, space, len(images), goal)
+        self._contest = restore(study, space, len(images), goal)
+        self.agenda, self.asha = self._contest.agenda, self._contest.asha
         self.live: dict[str, tuple[Task, Resources]] = {}
         self.fatal: CedmError | None = dead_end(study, self.agenda)
         self.bound_was_unknown = self.agenda.bound is None
         self.bound_found: float | None = None
         self._features_shape = features_shape(study)
+        self._waves_recorded = 0
         self._record_candidates()
         self._deaths: dict[str, list[Resources]] = {}
         self._short_of_memory: set[str] = set()
         self._said_to_wait = False
+        # What the records leave open: a driver may have died before it wrote, or a failure was removed.
+        self._record(self._contest.settle())
         now = cluster()
         for task in _kinds_of_tasks(goal):
             self._refuse_what_never_fits(task, now)
@@ -129,17 +133,15 @@ class Driver:
 
     def judge(self, report: TrialReport) -> Decision:
         """Decide on a report, and have the decision on record before it is acted on."""
-        decision = self.asha.decide(report)
-        self.study.write_decision(decision)
+        decision, new = self._contest.judge(report)
         # It has got on since, so that earlier deaths say nothing of the next.
         self._deaths.pop(report.trial, None)
-        if decision.status != "running":
-            self.agenda.tell_end(report.trial)
-        self._show(Notice(text=f"{report.trial} {decision.reason}"))
+        self._record(new or (decision,))
         return decision
 
     def end(self, name: str) -> None:
-        """A task's process is done with it. What it did is on record; a trial cut short may be asked for again."""
+        """A task's process is done with it. What it did is on record; a trial cut short may be asked for again, and so
+        may one that waits, once it is decided that it goes on."""
         lost = self.misplaced(name)
         task, _ = self.live.pop(name)
         if isinstance(task, FitTask):
@@ -150,7 +152,8 @@ class Driver:
                 if name in self.agenda.unneeded:
                     self._show(Notice(text=f"{name} was not needed any more"))
                 self.agenda.forget(task)
-        elif not any(decision.trial == name and decision.status != "running" for decision in self.asha.decisions):
+        else:
+            # Asked for again if it is not over: the agenda knows.
             self.agenda.forget(task)
             if lost:
                 self._show(Notice(text=f"{name} lost its machine and goes on elsewhere from its checkpoint"))
@@ -192,6 +195,8 @@ class Driver:
             return
         self.study.write_failure(name, text)
         self.agenda.tell_end(name)
+        # Others may have waited for it.
+        self._record(self._contest.settle())
         self.fatal = self.fatal or dead_end(self.study, self.agenda)
 
     def _placed(self, task: Task, room: Room, cluster: Cluster) -> Resources | None:
@@ -237,6 +242,13 @@ class Driver:
             self._said_to_wait = True
             self._show(Notice(text=f"waiting for machines: {error} now"))
 
+    def _record(self, decisions: tuple[Decision, ...]) -> None:
+        """Have decisions on record, and say them; then the refinement that they may have led to."""
+        for decision in decisions:
+            self.study.write_decision(decision)
+            self._show(Notice(text=f"{decision.trial} {decision.reason}"))
+        self._record_candidates()
+
     def _tell_fit(self, fit: FitRecord) -> None:
         """Tell the agenda of a fit, and the user of it and of the bound once it is known by it."""
         self.agenda.tell_fit(fit.num_clusters, fit.repeat, fit.num_used, lower=fit.lower)
@@ -244,22 +256,25 @@ class Driver:
         self._show(fit_summary(self.study, self.space, task, fit.seconds, self._labels))
         # A fit that was asked ahead may have failed before; this answer may be what makes the bound wait for it.
         self.fatal = self.fatal or dead_end(self.study, self.agenda)
-        self._record_candidates()
+        # Trials may have waited for the bound.
+        self._record(self._contest.settle())
         if self.agenda.bound is not None and self.bound_was_unknown and self.bound_found is None:
             self.bound_found = time.monotonic()
             self._show(Notice(text=self.agenda.bound.reason))
 
     def _record_candidates(self) -> None:
-        """Have the candidates' order on record as soon as the bound is known."""
+        """Have the candidates' order on record as soon as it is known, that of a refinement too."""
         if self.goal.kind != "search":
             return
         try:
-            order = self.agenda.candidates
+            waves = self.agenda.waves or ()
         except ConfigurationError as error:
             self.fatal = self.fatal or error
         else:
-            if order:
-                self.study.write_candidates(order)
+            for wave, order in enumerate(waves[self._waves_recorded :], start=self._waves_recorded):
+                if order:
+                    self.study.write_candidates(order, wave)
+                    self._waves_recorded = wave + 1
 
 
 def _kinds_of_tasks(goal: Goal) -> list[Task]:

@@ -55,7 +55,7 @@ class BoundFindings:
 def bound_findings(study: Study, space: SearchSpace, images: ImageSet, labels: str | None) -> BoundFindings:
     """The findings of a study whose bound is known, from its records. labels: as `read_labels`."""
     truth = read_labels(labels, images)
-    agenda, _ = restore(study, space, len(images), Goal(kind="bound"))
+    agenda = restore(study, space, len(images), Goal(kind="bound")).agenda
     counted = {point.num_clusters for point in agenda.bound.points}
     clusterings, ahead = [], []
     for fit in sorted(study.fits().values(), key=lambda fit: (fit.lower, fit.num_clusters, fit.repeat)):

@@ -3,26 +3,22 @@
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import IntegrityError, NoUsableResultError
 from cedm_ray.features.extractors import distance_name
-from cedm_ray.search.agenda import Agenda, Goal
+from cedm_ray.search.agenda import Agenda, FitTask, Goal
 from cedm_ray.search.asha import Asha
-from cedm_ray.search.results import UNCONDITIONAL, Decision, StudyResult, TrialResult, trial_name
+from cedm_ray.search.contest import Contest
+from cedm_ray.search.results import UNCONDITIONAL, StudyResult, TrialResult, read_trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
 
-def restore(study: Study, space: SearchSpace, num_images: int, goal: Goal) -> tuple[Agenda, Asha]:
+def restore(study: Study, space: SearchSpace, num_images: int, goal: Goal) -> Contest:
     """The agenda and the judge as the records leave them.
 
     Raises IntegrityError where the decisions that were taken are not those that the same records give.
     """
-    asha = Asha(space.rungs)
     # Decisions first: another process may be writing, and a decision's report is always there before it.
     decisions = study.decisions()
     reports = [report for trial in study.trials() for report in study.reports(trial)]
-    try:
-        asha.replay(reports, decisions)
-    except ValueError as error:
-        raise IntegrityError(f"{study.path}: {error}") from None
     agenda = Agenda(
         goal=goal,
         bound=space.bound,
@@ -30,15 +26,20 @@ def restore(study: Study, space: SearchSpace, num_images: int, goal: Goal) -> tu
         grid=space.candidates,
         seed=space.seed,
         num_images=num_images,
+        finals=space.finals,
     )
     for fit in study.fits().values():
         agenda.tell_fit(fit.num_clusters, fit.repeat, fit.num_used, lower=fit.lower)
     for name in study.failures():
         agenda.tell_end(name)
-    for decision in asha.decisions:
-        if decision.status != "running":
-            agenda.tell_end(decision.trial)
-    return agenda, asha
+    for wave, order in enumerate(study.refinements(), start=1):
+        agenda.tell_refinement(wave, order)
+    contest = Contest(agenda, Asha(space.rungs, space.finals))
+    try:
+        contest.replay(reports, decisions)
+    except ValueError as error:
+        raise IntegrityError(f"{study.path}: {error}") from None
+    return contest
 
 
 def dead_end(study: Study, agenda: Agenda) -> NoUsableResultError | None:
@@ -53,14 +54,18 @@ def dead_end(study: Study, agenda: Agenda) -> NoUsableResultError | None:
 
 def study_result(study: Study, space: SearchSpace, images: ImageSet) -> StudyResult | None:
     """The study's result as far as it goes; None while the bound is unknown."""
-    agenda, asha = restore(study, space, len(images), Goal(kind="search"))
+    contest = restore(study, space, len(images), Goal(kind="search"))
+    agenda, asha = contest.agenda, contest.asha
     if agenda.bound is None:
         return None
     fits, failures = study.fits(), study.failures()
-    planned = [trial_name(c) for c in sorted(agenda.candidates)]
-    names = [UNCONDITIONAL, *planned, *sorted(set(study.trials()) - {UNCONDITIONAL, *planned})]
-    trials = tuple(_trial_result(study, name, asha.decisions, fits, failures) for name in names)
-    best = _best(trials, agenda.candidates)
+    planned = [task.trial for task in sorted(agenda.trials, key=lambda task: (task.num_clusters or 0, task.seed))]
+    planned = list(dict.fromkeys([UNCONDITIONAL, *planned]))
+    names = [*planned, *sorted(set(study.trials()) - set(planned))]
+    trials = tuple(_trial_result(study, name, asha, fits, failures) for name in names)
+    full = len(space.rungs.rungs_kimg) - 1
+    further = any(report.rung > full for trial in trials for report in trial.reports)
+    best = None if agenda.winner is None else next(trial for trial in trials if trial.trial == agenda.winner.trial)
     return StudyResult(
         name=space.name,
         num_images=len(images),
@@ -68,27 +73,31 @@ def study_result(study: Study, space: SearchSpace, images: ImageSet) -> StudyRes
         extractor=space.features.extractor,
         metric=distance_name(space.evaluation.detector, space.evaluation.weights),
         num_samples=space.evaluation.num_samples,
-        rungs_kimg=space.rungs.rungs_kimg,
+        rungs_kimg=asha.levels_kimg if further else space.rungs.rungs_kimg,
+        full_rung=full,
         bound=agenda.bound,
         trials=trials,
         best=None if best is None else best.trial,
-        gain=_gain(best, trials[0]),
+        gain=_gain(best, trials[0], full),
         stage_s=study.stage_s(),
     )
 
 
-def _trial_result(study: Study, name: str, decisions: tuple[Decision, ...], fits, failures) -> TrialResult:
-    own = [decision for decision in decisions if decision.trial == name]
-    judged = {decision.rung for decision in own}
-    num_clusters = None if name == UNCONDITIONAL else int(name.removeprefix("c"))
-    fit = fits.get(f"{name}-r0")
-    failure = failures.get(name, failures.get(f"{name}-r0"))
+def _trial_result(study: Study, name: str, asha: Asha, fits, failures) -> TrialResult:
+    judged = {decision.rung for decision in asha.decisions if decision.trial == name}
+    num_clusters, seed = read_trial_name(name)
+    fit_name = None if num_clusters is None else FitTask(num_clusters=num_clusters, repeat=0).name
+    fit = fits.get(fit_name)
+    failure = failures.get(name, failures.get(fit_name))
+    newest = asha.newest.get(name)
     if failure is not None:
         status, reason = "failed", failure
-    elif own:
-        status, reason = own[-1].status, own[-1].reason
+    elif newest is not None:
+        status, reason = newest.status, newest.reason
     else:
         status, reason = "running", "not yet at a rung"
+    if (last := failures.get(f"{name}-final")) is not None:
+        reason = f"{reason}; training on from there failed: {last}"
     return TrialResult(
         trial=name,
         num_clusters=num_clusters,
@@ -96,16 +105,14 @@ def _trial_result(study: Study, name: str, decisions: tuple[Decision, ...], fits
         status=status,
         reason=reason,
         reports=tuple(report for report in study.reports(name) if report.rung in judged),
+        seed=seed,
     )
 
 
-def _best(trials: tuple[TrialResult, ...], grid: tuple[int, ...]) -> TrialResult | None:
-    """The trial of the grid with the lowest distance among those that were trained on the whole budget."""
-    usable = [t for t in trials if t.num_clusters in grid and t.status == "completed" and t.final is not None]
-    return min(usable, key=lambda trial: (trial.final.distance, trial.num_clusters), default=None)
-
-
-def _gain(best: TrialResult | None, baseline: TrialResult) -> float | None:
-    if best is None or baseline.status != "completed" or not baseline.final or not baseline.final.distance:
+def _gain(best: TrialResult | None, baseline: TrialResult, full_rung: int) -> float | None:
+    if best is None or baseline.status != "completed":
         return None
-    return 1 - best.final.distance / baseline.final.distance
+    ours, theirs = best.at(full_rung), baseline.at(full_rung)
+    if ours is None or theirs is None or not theirs.distance:
+        return None
+    return 1 - ours.distance / theirs.distance

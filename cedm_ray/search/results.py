@@ -4,8 +4,10 @@ Records of these are written once by the process that knows them (`study.py`) an
 distances in the detector's own units, lower is better; `images_seen` counts training images, repeats included.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from cedm_ray.clustering.bound import BoundResult
@@ -13,12 +15,31 @@ from cedm_ray.metrics.agreement import Agreement, ClusterSizes
 
 UNCONDITIONAL = "unconditional"
 
-TrialStatus = Literal["running", "completed", "stopped", "diverged", "collapsed", "failed"]
+TrialStatus = Literal["running", "waiting", "completed", "stopped", "diverged", "collapsed", "failed"]
+"""What a trial is. "waiting": at a rung, without a process, for what others will measure there."""
+
+TRIAL_PATTERN = re.compile(rf"{UNCONDITIONAL}|c(?P<clusters>\d{{5,}})(?:-s(?P<seed>[1-9]\d*))?")
 
 
-def trial_name(num_clusters: int | None) -> str:
-    """The name of the trial conditioned on `num_clusters` clusters; None is the unconditional baseline."""
-    return UNCONDITIONAL if num_clusters is None else f"c{num_clusters:05d}"
+@cache
+def trial_name(num_clusters: int | None, seed: int = 0) -> str:
+    """The name of the trial conditioned on `num_clusters` clusters; None is the unconditional baseline.
+
+    seed: 0 for the search's own trial; a finalist's further seeds are trials of their own.
+    """
+    if num_clusters is None:
+        return UNCONDITIONAL
+    return f"c{num_clusters:05d}" + (f"-s{seed}" if seed else "")
+
+
+@cache
+def read_trial_name(name: str) -> tuple[int | None, int]:
+    """(C, seed) of a trial, undoing `trial_name`. Raises ValueError for a name of none."""
+    found = TRIAL_PATTERN.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name!r} is no name of a trial")
+    clusters = found["clusters"]
+    return None if clusters is None else int(clusters), int(found["seed"] or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +114,8 @@ class TrialReport:
 class Decision:
     """What was decided on a report. `sequence` orders all decisions of a study, from 1.
 
-    status: what the trial is from here on; "running" lets it continue. cutoff: the rung's cutoff distance that the
-    report was held against, None where none applied.
+    status: what the trial is from here on; "running" lets it continue, and "waiting" is followed by a second decision
+    on the same report. cutoff: the rung's cutoff distance that the report was held against, None where none applied.
     """
 
     sequence: int
@@ -108,7 +129,8 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """How a trial ended, in words where it did not complete. num_clusters None: the unconditional baseline.
+    """How a trial ended, in words where it did not complete. num_clusters None: the unconditional baseline. seed: above
+    0 for a finalist that was trained again.
 
     num_used: C^u, the number of classes that the network was conditioned on; None for the baseline, and where the
     trial ended before its clusters were known. utilization is num_used / num_clusters, r_C.
@@ -120,6 +142,12 @@ class TrialResult:
     status: TrialStatus
     reason: str
     reports: tuple[TrialReport, ...]
+    seed: int = 0
+
+    def at(self, rung: int) -> TrialReport | None:
+        """The report of a rung, from 0; None where there is none with a usable distance."""
+        usable = (r for r in self.reports if r.rung == rung and r.distance is not None and not r.collapsed)
+        return next(usable, None)
 
     @property
     def utilization(self) -> float | None:
@@ -139,9 +167,11 @@ class StudyResult:
     """The answer of a study and everything that led to it.
 
     metric: the distance's name, which says the detector ("FID", "FDD", "FD[pixels]"). rungs_kimg: the rung levels in
-    thousands of images. best: name of the trial whose model was kept (the lowest distance at the full budget among
-    the conditional trials), None if none is usable. gain: 1 - best distance / the unconditional model's distance at
-    the same budget, None where either is missing. stage_s: wall seconds by stage, summed over resumed runs.
+    thousands of images, with the winner's last stretch once it has been measured there. full_rung: index of the full
+    budget of the search, at which trials are compared; None = the last. best: name of the trial whose model was kept
+    (the lowest distance at the full budget among the conditional trials, with several seeds that of the C with the
+    lowest mean), None if none is usable. gain: 1 - best distance / the unconditional model's distance, both at the full
+    budget, None where either is missing. stage_s: wall seconds by stage, summed over resumed runs.
     """
 
     name: str
@@ -156,6 +186,12 @@ class StudyResult:
     best: str | None
     gain: float | None
     stage_s: dict[str, float]
+    full_rung: int | None = None
+
+    def compared(self, trial: TrialResult) -> TrialReport | None:
+        """The report by which a trial is compared with others: at the full budget, else its last usable one."""
+        full = len(self.rungs_kimg) - 1 if self.full_rung is None else self.full_rung
+        return trial.at(full) or trial.final
 
     def trial(self, name: str) -> TrialResult:
         """The trial of that name. Raises KeyError."""

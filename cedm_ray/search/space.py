@@ -21,6 +21,7 @@ from cedm_ray.features.extractors import FeaturesConfig
 from cedm_ray.search.asha import AshaConfig
 from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.evaluate import EvaluationConfig
+from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.model import CheckpointConfig
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
@@ -77,6 +78,7 @@ class SearchSpace(Config):
     lower_bound: LowerBoundConfig = LowerBoundConfig()
     candidates: CandidatesConfig = CandidatesConfig()
     rungs: AshaConfig = AshaConfig()
+    finals: FinalsConfig = FinalsConfig()
     network: UNetConfig = UNetConfig()
     edm: EDMConfig = EDMConfig()
     augmentation: AugmentConfig = AugmentConfig()
@@ -99,14 +101,21 @@ class SearchSpace(Config):
             raise ValueError(f"{rule}; got guidance {self.sampling.guidance:g}")
         return self
 
+    @model_validator(mode="after")
+    def _budget_beyond_the_search(self) -> "SearchSpace":
+        full, last = self.rungs.rungs_kimg[-1], self.finals.budget_kimg
+        if last is not None and last <= full:
+            raise ValueError(f"finals.budget_kimg must lie above the last rung, {full:g}; got {last:g}")
+        return self
+
     def settled(self) -> dict[str, Any]:
         """What a study must keep when it is resumed: all but what changes no result (resources, checkpoints, how much
-        is computed at once, and the name of a preset whose values are kept) and the place of the images, whose content
-        has a digest of its own."""
+        is computed at once, whether the kept model is measured, and the name of a preset whose values are kept) and the
+        place of the images, whose content has a digest of its own."""
         plain = self.model_dump(mode="json")
         del plain["resources"], plain["checkpoints"], plain["images"]["source"], plain["features"]["batch_size"]
         # What the lower end and k-means find says itself how it was found.
-        del plain["lower_bound"], plain["kmeans"]
+        del plain["lower_bound"], plain["kmeans"], plain["finals"]["evaluate"]
         if not plain["candidates"]["early"]:
             # Studies that were begun before there was such a key go on.
             del plain["candidates"]["early"]

@@ -12,6 +12,7 @@
                                (cCCCCC-lower-rR.* with gamma = 1)
       clusterings/NAME.parquet any clustering for people and other programs, written once; NAME.html shows it
       candidates.json          the C to train, in their order               driver
+      candidates-WWW.json      those of the W-th refinement, from 1         driver
       trials/NAME/reports/     one record a rung                            the trial
       trials/NAME/checkpoints/ the newest checkpoints                       the trial
       decisions/SSSSSS.json    what was decided on each report, in order    driver
@@ -26,7 +27,6 @@ Only this file names them. SSSS are sequence numbers; the order of a study's rec
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ import numpy as np
 
 from cedm_ray import durable
 from cedm_ray.errors import ConfigurationError, IntegrityError
-from cedm_ray.search.results import UNCONDITIONAL, Decision, TrialReport
+from cedm_ray.search.results import TRIAL_PATTERN, Decision, TrialReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,9 +162,14 @@ class Study:
         """Every finished fit by its name."""
         return {path.stem: FitRecord(**durable.read_record(path)) for path in _listing(self.path / "fits", "*.json")}
 
-    def write_candidates(self, order: Sequence[int]) -> None:
-        """Record the C to train, in the order in which they are started."""
-        durable.write_record(self.path / "candidates.json", {"order": list(order)})
+    def write_candidates(self, order: Sequence[int], wave: int = 0) -> None:
+        """Record the C to train, in the order in which they are started. wave: above 0 for a refinement."""
+        name = f"candidates-{wave:03d}.json" if wave else "candidates.json"
+        durable.write_record(self.path / name, {"order": list(order)})
+
+    def refinements(self) -> list[tuple[int, ...]]:
+        """The C of every refinement so far."""
+        return [tuple(durable.read_record(path)["order"]) for path in _listing(self.path, "candidates-*.json")]
 
     def write_report(self, report: TrialReport) -> None:
         folder = self.path / "trials" / report.trial / "reports"
@@ -178,7 +183,7 @@ class Study:
     def trials(self) -> list[str]:
         """Names of all trials that left anything."""
         found = [path.name for path in _listing(self.path / "trials", "*") if path.is_dir()]
-        return [name for name in found if re.fullmatch(rf"{UNCONDITIONAL}|c\d{{5,}}", name)]
+        return [name for name in found if TRIAL_PATTERN.fullmatch(name)]
 
     def write_decision(self, decision: Decision) -> None:
         path = self.path / "decisions" / f"{decision.sequence:06d}.json"
@@ -209,6 +214,11 @@ class Study:
         """What was measured when the same was asked before; None where it never was."""
         path = self._evaluation(name, key)
         return durable.read_record(path) if path.exists() else None
+
+    def evaluations(self, name: str) -> list[dict[str, Any]]:
+        """All that was measured of the model NAME, whatever was asked."""
+        found = _listing(self.path / "evaluations", f"{name}-*.json")
+        return [record for path in found if (record := durable.read_record(path))["name"] == name]
 
     def _evaluation(self, name: str, key: str) -> Path:
         return self.path / "evaluations" / f"{name}-{key[:16]}.json"

@@ -44,15 +44,17 @@ def load_assignment(study: Study, num_clusters: int) -> ClusterAssignment:
 
 
 def run_trial(
-    study: Study, space: SearchSpace, num_clusters: int | None, *, device: str
+    study: Study, space: SearchSpace, num_clusters: int | None, *, device: str, seed: int = 0, final: bool = False
 ) -> Iterator[TrainProgress | TrialReport | Notice]:
     """Train on C = `num_clusters` clusters (None: unconditionally) through all rungs of the space.
 
+    seed: above 0 trains with other weights, order and noise on the same clusters, as a trial of its own. final: train
+    on to finals.budget_kimg, which is one rung more and the only one that is reported.
     Yields TrainProgress while training and one TrialReport at every rung, those of an earlier run included. Raises
     InputDataError where the clustering gives no condition, IntegrityError, StorageError.
     """
     images = open_image_set(study.images)
-    meaning, classes = _conditions(study, space, images, num_clusters)
+    meaning, classes = _conditions(study, space, images, num_clusters, seed)
     detector = open_detector(space, images, device)
     reference = frechet_reference(reference_statistics(study, space, images, detector))
     state = TrainState.create(
@@ -62,7 +64,7 @@ def run_trial(
         space.augmentation,
         image_size=meaning.image_size,
         num_classes=len(meaning.class_ids),
-        seed=space.seed,
+        seed=_training_seed(space, seed),
         device=device,
     )
     folder = study.checkpoints(meaning.trial)
@@ -72,7 +74,10 @@ def run_trial(
         for reason in checkpoint.fallbacks:
             yield Notice(text=f"{meaning.trial} goes on from {checkpoint.folder.name} images: {reason}")
     with CheckpointWriter(folder, meaning, space.checkpoints.keep) as writer:
-        yield from _rungs(study, space, state, images, classes, meaning, (detector, reference), writer)
+        levels = space.rungs.rungs_kimg + ((space.finals.budget_kimg,) if final else ())
+        heard = len(space.rungs.rungs_kimg) if final else 0
+        training = (levels, heard, _training_seed(space, seed))
+        yield from _rungs(study, space, state, images, classes, meaning, training, (detector, reference), writer)
 
 
 def _rungs(
@@ -82,14 +87,19 @@ def _rungs(
     images: ImageSet,
     classes: np.ndarray | None,
     meaning: Meaning,
+    training: tuple[tuple[float, ...], int, int],
     yardstick: tuple[Extractor, ReferenceFactor],
     writer: CheckpointWriter,
 ) -> Iterator[TrainProgress | TrialReport | Notice]:
-    """From rung to rung. yardstick: the detector and its statistics of the training images."""
+    """From rung to rung. training: their levels in thousands of images, the first rung whose recorded report is said
+    again, and the seed. yardstick: the detector and its statistics of the training images."""
+    levels, heard, seed = training
     recorded = {report.rung: report for report in study.reports(meaning.trial)}
-    for rung, rung_kimg in enumerate(space.rungs.rungs_kimg):
+    for rung, rung_kimg in enumerate(levels):
         if rung in recorded:
-            yield recorded[rung]
+            # Who trains the winner on has heard of the search's rungs, at the last of which the trial had ended.
+            if rung >= heard:
+                yield recorded[rung]
             continue
         rung_images = round(rung_kimg * 1000)
         if state.images_seen >= rung_images + space.training.batch_size:
@@ -102,7 +112,7 @@ def _rungs(
             until = min(rung_images, _next_checkpoint(space, state.images_seen))
             before = state.images_seen
             try:
-                for progress in _train(space, state, images, classes, rung_images, until):
+                for progress in _train(space, state, images, classes, seed, rung_images, until):
                     if progress.loss is not None:
                         losses.append((progress.loss, progress.images_seen - before))
                     before = progress.images_seen
@@ -159,6 +169,7 @@ def _train(
     state: TrainState,
     images: ImageSet,
     classes: np.ndarray | None,
+    seed: int,
     rung_images: int,
     until: int,
 ) -> Iterator[TrainProgress]:
@@ -169,16 +180,22 @@ def _train(
         classes,
         config=space.training,
         augment=space.augmentation,
-        order=TrainingOrder(num_images=len(images), seed=space.seed),
-        seed=space.seed,
+        order=TrainingOrder(num_images=len(images), seed=seed),
+        seed=seed,
         until_images=until,
+        # Of the search: what the schedule is made from stays the same when the winner is trained on.
         total_kimg=space.rungs.rungs_kimg[-1],
         progress_every=max(1, min(rung_images // PROGRESS_PER_RUNG, PROGRESS_STEPS * space.training.batch_size)),
     )
 
 
+def _training_seed(space: SearchSpace, seed: int) -> int:
+    """The seed of a trial's weights, order and noise: the space's own for its first, others far from it for more."""
+    return (space.seed + seed * 1_000_003) % 2**31
+
+
 def _conditions(
-    study: Study, space: SearchSpace, images: ImageSet, num_clusters: int | None
+    study: Study, space: SearchSpace, images: ImageSet, num_clusters: int | None, seed: int
 ) -> tuple[Meaning, np.ndarray | None]:
     """What the network of this trial is, and the class of every training image (None: unconditional)."""
     class_ids: tuple[int, ...] = ()
@@ -195,7 +212,7 @@ def _conditions(
         counts = tuple(assignment.compact_counts.tolist())
         classes = assignment.compact_labels
     meaning = Meaning(
-        trial=trial_name(num_clusters),
+        trial=trial_name(num_clusters, seed),
         num_clusters=num_clusters,
         class_ids=class_ids,
         counts=counts,

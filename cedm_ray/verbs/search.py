@@ -59,4 +59,9 @@ def _print_study(place, result, as_json: bool) -> None:
         click.echo(json.dumps(result_json(result), indent=2))
     else:
         print_result(result)
+        for told in [] if result.best is None else place.evaluations(result.best):
+            for score in told["scores"]:
+                sets = f"{len(score['values'])} x {told['num_samples']:,} images"
+                spread = "" if score["std"] is None else f", standard deviation {score['std']:.2g}"
+                click.echo(f"{score['metric']} of {sets} at {told['images_seen']:,}: {score['mean']:.4g}{spread}")
         click.echo(f"Report: {place.report.absolute()}")

@@ -4,16 +4,18 @@ import pytest
 from PIL import Image
 
 from cedm_ray import durable
+from cedm_ray.data.image_set import open_image_set
 from cedm_ray.distributed import run
 from cedm_ray.errors import ConfigurationError, InputDataError, LockedError
+from cedm_ray.evaluation.requests import Request
 from cedm_ray.search.agenda import Goal
-from cedm_ray.search.outcome import restore
+from cedm_ray.search.outcome import restore, study_result
 
 
 def test_the_bound_alone_trains_nothing_and_resumes_to_nothing(cluster, space, study, shown):
     goal = Goal(kind="bound")
     images = run.run_study(study, space, goal, address=None, show=shown.append)
-    result = restore(study, space, len(images), goal)[0].bound
+    result = restore(study, space, len(images), goal).agenda.bound
     assert result.c_max is not None
     assert result.c_max * 10 * 0.9 < 10 * max(point.num_used for point in result.points if point.passed) + 1e-9
     assert study.trials() == []
@@ -79,3 +81,27 @@ def test_changed_images_and_a_changed_space_are_refused(space, study, shown, tmp
     with run._driving(study, gone, shown.append) as images:
         assert len(images) == 4
     assert "goes on with its own copy" in shown[-1].text
+
+
+def test_the_kept_model_is_measured_once_and_by_the_same_call_as_the_verb(done, tiny_space, shown, monkeypatch):
+    measured = tiny_space.model_copy(update={"finals": tiny_space.finals.model_copy(update={"evaluate": True})})
+    images = open_image_set(done.images)
+    best = study_result(done, tiny_space, images).best
+    asked = []
+
+    def evaluate(request, *, cache, run, show):
+        asked.append(request)
+        done.write_evaluation(best, "0" * 64, {"name": best, "images_seen": find_model_images(done)})
+
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    run._measure_best(done, tiny_space, images, None, shown.append)
+    assert asked == []
+    assert not run._is_unfinished(done, tiny_space, images)
+    assert run._is_unfinished(done, measured, images)
+    run._measure_best(done, measured, images, None, shown.append)
+    assert asked == [Request(source=str(done.path))]
+    assert not run._is_unfinished(done, measured, images)
+
+
+def find_model_images(study):
+    return durable.read_checkpoint(study.best).manifest["images_seen"]

@@ -12,7 +12,13 @@ from cedm_ray.search.space import SearchSpace
 
 
 @pytest.mark.parametrize(
-    "task", [FitTask(num_clusters=40, repeat=2), TrainTask(num_clusters=40), TrainTask(num_clusters=None)]
+    "task",
+    [
+        FitTask(num_clusters=40, repeat=2),
+        TrainTask(num_clusters=40),
+        TrainTask(num_clusters=None),
+        TrainTask(num_clusters=40, seed=2, final=True),
+    ],
 )
 def test_a_task_arrives_as_it_was_sent(space, study, task):
     held = Resources(cpus=4, gpus=2, memory_bytes=2.0**31, workers=2, nodes=("a", "b"))

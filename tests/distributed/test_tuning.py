@@ -77,7 +77,7 @@ def test_the_searcher_proposes_tasks_then_waits_then_finishes(study, space):
     assert searcher.suggest("c") == Searcher.FINISHED
 
 
-@pytest.mark.parametrize("status", ["stopped", "completed", "diverged", "collapsed"])
+@pytest.mark.parametrize("status", ["stopped", "completed", "diverged", "collapsed", "waiting"])
 def test_the_scheduler_stops_what_the_driver_has_ended(study, space, status):
     driver = FakeDriver(study, space, status=status)
     result = dataclasses.asdict(REPORT) | {"training_iteration": 3, "done": False}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.search.candidates import CandidatesConfig, candidates, certain_candidates
+from cedm_ray.search.candidates import CandidatesConfig, candidates, certain_candidates, refined
 
 
 def test_grid_is_even_in_log_c_and_holds_both_ends():
@@ -103,3 +103,27 @@ def test_all_but_the_largest_of_an_early_grid_are_certain_and_evenly_spaced():
     assert candidates(config, 3, 0, (2, 4)) == candidates(plain, 3, 0)
     # No C above C_max, though the middle of the bracket is.
     assert max(candidates(CandidatesConfig(count=40, early=True), 100, 0, BRACKET)) == 100
+
+
+def test_refinement_takes_the_middles_in_log_c_on_both_sides_of_the_best():
+    # sqrt(4 * 16) = 8, sqrt(16 * 64) = 32.
+    assert refined((64, 4, 256, 16), 16) == (8, 32)
+    assert refined((64, 4, 16), 4) == (8,)
+    assert refined((64, 4, 16), 64) == (32,)
+    assert refined((7,), 7) == ()
+    assert refined((7, 8, 9), 8) == ()
+    assert refined((7, 8, 10), 8) == (9,)
+
+
+@given(tried=st.sets(st.integers(2, 3000), min_size=1, max_size=12), data=st.data())
+def test_refinement_lies_within_the_bracket_and_ends(tried, data):
+    best = data.draw(st.sampled_from(sorted(tried)))
+    for _ in range(40):
+        new = refined(tried, best)
+        assert not tried & set(new)
+        assert all(min(tried) < c < max(tried) for c in new)
+        if not new:
+            break
+        tried |= set(new)
+    # The neighbors of the best are next to it, or it is an end.
+    assert {best - 1, best + 1} & set(range(min(tried), max(tried) + 1)) <= tried

@@ -9,6 +9,7 @@ from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.errors import IntegrityError
 from cedm_ray.search.agenda import Goal
 from cedm_ray.search.asha import Asha
+from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.outcome import dead_end, restore, study_result
 from cedm_ray.search.results import TrialReport, trial_name
 from cedm_ray.search.space import SearchSpace
@@ -158,12 +159,12 @@ def test_no_c_that_passes_has_a_result_without_candidates(hand):
 
 def test_a_bound_that_waits_for_a_failed_fit_is_a_dead_end(hand):
     hand.study.write_failure("c00008-r0", "out of memory")
-    agenda, _ = restore(hand.study, SPACE, 100, Goal(kind="search"))
+    agenda = restore(hand.study, SPACE, 100, Goal(kind="search")).agenda
     error = dead_end(hand.study, agenda)
     assert "without C = 8: out of memory" in str(error)
     assert str(hand.study.path / "failures" / "c00008-r0.json") in error.mend
     # One trial alone does not need the bound.
-    agenda, _ = restore(hand.study, SPACE, 100, Goal(kind="trial", num_clusters=4))
+    agenda = restore(hand.study, SPACE, 100, Goal(kind="trial", num_clusters=4)).agenda
     assert dead_end(hand.study, agenda) is None
 
 
@@ -215,3 +216,30 @@ def test_a_search_of_many_tasks_at_once_finds_the_bound_and_distances_of_one_at_
     shared = distances[0].keys() & distances[1].keys()
     assert len(shared) >= 4
     assert {key: distances[0][key] for key in shared} == {key: distances[1][key] for key in shared}
+
+
+def test_a_search_with_waiting_trials_finalists_and_a_last_stretch(fresh, tiny_space, study_tools):
+    """The whole of it on a real study, and once more after a cut."""
+    space = tiny_space.model_copy(
+        update={
+            "rungs": tiny_space.rungs.model_copy(update={"rule": "halving"}),
+            "finals": FinalsConfig(finalists=1, seeds=2, budget_kimg=0.64),
+        }
+    )
+    study_tools.drive(fresh, space, cpus=2, steps=40)
+    driver = study_tools.drive(fresh, space, cpus=2)
+    images = open_image_set(fresh.images)
+    result = study_result(fresh, space, images)
+    assert any(decision.status == "waiting" for decision in driver.asha.decisions)
+    completed = [t for t in result.trials if t.num_clusters is not None and t.status == "completed"]
+    assert [t.seed for t in completed] == [0, 1]
+    assert len({t.num_clusters for t in completed}) == 1
+    # The better of the winner's two seeds at the full budget is what was trained on.
+    best = min(completed, key=lambda t: t.at(1).distance)
+    assert (result.best, result.full_rung, result.rungs_kimg) == (best.trial, 1, (0.256, 0.512, 0.64))
+    assert [r.rung for r in best.reports] == [0, 1, 2]
+    assert result.gain == 1 - best.at(1).distance / result.trials[0].at(1).distance
+    stopped = [t for t in result.trials if t.status == "stopped"]
+    assert len(stopped) == len(driver.agenda.candidates) - 1
+    assert all(t.final.distance >= completed[0].reports[0].distance for t in stopped)
+    assert restore(fresh, space, len(images), Goal(kind="search")).agenda.finished

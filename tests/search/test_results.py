@@ -1,9 +1,11 @@
 """What results say of themselves, by hand."""
 
+import dataclasses
+
 import pytest
 
 from cedm_ray.clustering.bound import BoundResult
-from cedm_ray.search.results import StudyResult, TrialReport, TrialResult, trial_name
+from cedm_ray.search.results import StudyResult, TrialReport, TrialResult, read_trial_name, trial_name
 
 
 def report(rung, distance, collapsed=False):
@@ -33,6 +35,25 @@ def test_names_of_trials_sort_by_c():
     assert trial_name(2) == "c00002"
     assert trial_name(12345) == "c12345"
     assert sorted(map(trial_name, (100, 20, 3))) == ["c00003", "c00020", "c00100"]
+
+
+@pytest.mark.parametrize(("c", "seed"), [(None, 0), (2, 0), (100, 3), (123456, 12)])
+def test_a_trial_is_read_from_its_name(c, seed):
+    assert read_trial_name(trial_name(c, seed)) == (c, seed)
+
+
+@pytest.mark.parametrize("name", ["c100", "c00100-s0", "c00100-final", "c00100-r0", "unconditional-s1", "", "ray"])
+def test_a_name_of_no_trial_is_refused(name):
+    with pytest.raises(ValueError, match="is no name of a trial"):
+        read_trial_name(name)
+
+
+def test_trials_are_compared_at_the_full_budget_and_not_where_the_winner_was_trained_on_to():
+    winner = trial(20, reports=[report(0, 3.0), report(1, 2.0), report(2, 1.5)])
+    assert study(None).compared(winner) == report(1, 2.0)
+    assert dataclasses.replace(study(None), full_rung=2).compared(winner) == report(2, 1.5)
+    assert study(None).compared(trial(20, reports=[report(0, 3.0)])) == report(0, 3.0)
+    assert winner.at(5) is None
 
 
 @pytest.mark.parametrize(("c", "used", "utilization"), [(20, 19, 0.95), (20, None, None), (None, None, None)])

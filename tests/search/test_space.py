@@ -62,8 +62,15 @@ def test_what_changes_no_result_may_change_on_resume_and_nothing_else(tiny_space
     assert changed(clustering={"memory_budget_gib": 2, "compile": True}) == same
     assert changed(clustering={"preset": "paper_literal"}) == same  # Every value is written, so none comes from it.
     assert changed(clustering={"head_group": 1}, training={"microbatch": 8}, sampling={"batch_size": 7}) == same
+    assert changed(finals={"evaluate": True}) == same
     for other in (
         {"seed": 4},
+        {"finals": {"seeds": 2}},
+        {"finals": {"finalists": 2}},
+        {"finals": {"budget_kimg": 1}},
+        {"rungs": {"rule": "halving"}},
+        {"rungs": {"grace_kimg": 0.3}},
+        {"candidates": {"refine": 1}},
         {"name": "other"},
         {"images": {"size": 16}},
         {"clustering": {"gamma": 0.7}},

@@ -94,6 +94,12 @@ def test_failures_candidates_result_and_exit_go_around_unchanged(study):
     assert durable.read_record(study.path / "candidates.json") == {"order": [5, 2, 9]}
     with pytest.raises(IntegrityError, match="records never change"):
         study.write_candidates([2, 5, 9])
+    assert study.refinements() == []
+    study.write_candidates((3, 7), 1)
+    study.write_candidates((4,), 2)
+    assert study.refinements() == [(3, 7), (4,)]
+    with pytest.raises(IntegrityError, match="records never change"):
+        study.write_candidates((3, 8), 1)
     for code in (0, 5):
         study.write_exit(code, "text")
         study.write_result({"c_max": code})
@@ -194,3 +200,12 @@ def test_no_study_is_a_configuration_error_with_the_command_that_begins_one(stud
     with pytest.raises(ConfigurationError, match="is not a study") as caught:
         study.settled()
     assert "cedm-ray search" in caught.value.mend
+
+
+def test_evaluations_of_a_model_are_not_those_of_another_seed_of_it(study):
+    study.write_evaluation("c00004", "a" * 64, {"name": "c00004", "images_seen": 1})
+    study.write_evaluation("c00004", "b" * 64, {"name": "c00004", "images_seen": 2})
+    study.write_evaluation("c00004-s1", "a" * 64, {"name": "c00004-s1", "images_seen": 3})
+    assert [one["images_seen"] for one in study.evaluations("c00004")] == [1, 2]
+    assert [one["images_seen"] for one in study.evaluations("c00004-s1")] == [3]
+    assert study.evaluations("c00005") == []

@@ -13,6 +13,7 @@ from cedm_ray.errors import InputDataError, IntegrityError, StorageError
 from cedm_ray.search import checkpoints as checkpoints_module
 from cedm_ray.search import trial as trial_module
 from cedm_ray.search.evaluate import distance_to, image_statistics
+from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.model import EMA_FILE, TRAINING_FILE
 from cedm_ray.search.results import Notice, TrialReport
 from cedm_ray.search.space import SearchSpace
@@ -299,3 +300,37 @@ def test_a_report_is_not_acknowledged_before_its_checkpoint_is_durable(fresh, ti
         ("checkpoint", 512),
         ("report", 512),
     ]
+
+
+def test_a_further_seed_is_another_training_on_the_same_clusters(whole, fresh, tiny_space):
+    events = list(run_trial(fresh, tiny_space, C, device="cpu", seed=1))
+    again = [event for event in events if isinstance(event, TrialReport)]
+    assert [(report.trial, report.rung) for report in again] == [("c00004-s1", 0), ("c00004-s1", 1)]
+    first = whole.reports("c00004")
+    assert all(a.distance != b.distance for a, b in zip(again, first, strict=True))
+    manifests = [
+        durable.newest_checkpoint(study.checkpoints(name)).manifest
+        for study, name in ((whole, "c00004"), (fresh, "c00004-s1"))
+    ]
+    assert manifests[0]["class_ids"] == manifests[1]["class_ids"]
+    assert manifests[0]["counts"] == manifests[1]["counts"]
+    assert fresh.trials() == ["c00004-s1"]
+
+
+def test_the_last_stretch_goes_on_from_the_checkpoint_and_says_only_its_own_report(whole, tmp_path, tiny_space):
+    further = tiny_space.model_copy(update={"finals": FinalsConfig(budget_kimg=0.768)})
+    study = Study(tmp_path / "study")
+    shutil.copytree(whole.path, study.path)
+    events = list(run_trial(study, further, C, device="cpu", final=True))
+    assert [event.rung for event in events if isinstance(event, TrialReport)] == [2]
+    # From 512 images to 768, and not from the beginning.
+    seen = [event.images_seen for event in events if isinstance(event, TrainProgress)]
+    assert (min(seen), max(seen)) == (576, 768)
+    # The same weights as a search whose budget was larger from the start, since no schedule depends on it here.
+    longer = tiny_space.model_copy(
+        update={"rungs": tiny_space.rungs.model_copy(update={"rungs_kimg": (0.256, 0.512, 0.768)})}
+    )
+    other = Study(tmp_path / "other")
+    shutil.copytree(whole.path, other.path)
+    (report,) = [e for e in run_trial(other, longer, C, device="cpu") if isinstance(e, TrialReport) and e.rung == 2]
+    assert report.distance == events[-1].distance
