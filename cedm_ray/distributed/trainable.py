@@ -21,6 +21,7 @@ from cedm_ray.search.results import Notice, TrialReport
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 from cedm_ray.search.trial import run_trial
+from cedm_ray.watching.curves import watched
 
 _STEP_S = 2.0
 
@@ -71,7 +72,7 @@ class StudyTask(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         study, space, self._task = read_task(config)
         self._rungs_kimg = space.rungs.rungs_kimg
-        self._events = self._open(study, space, config["gpus"])
+        self._events = watched(study, space, self._task, self._open(study, space, config["gpus"]))
 
     def _open(self, study: Study, space: SearchSpace, gpus: float) -> Iterator[Any]:
         if isinstance(self._task, FitTask):

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from cedm_ray.clustering.bound import BoundResult
 from cedm_ray.metrics.agreement import Agreement, ClusterSizes
 
@@ -87,6 +89,21 @@ class TrialReport:
     evaluate_s: float
     skipped_steps: int
     collapsed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RungSamples:
+    """The first images that a trial generated to be measured at a rung, for people to look at.
+
+    seeds: of the images, int64 [n]; under data-parallel training those of the first worker, else the first of all, so
+    that all trials of a study show the same ones as long as resources.trial.workers stays. images: uint8 [n, 3, S, S].
+    """
+
+    trial: str
+    rung: int
+    images_seen: int
+    seeds: np.ndarray
+    images: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
