@@ -5,14 +5,16 @@ epochs. Both may be stopped, killed and resumed: their curves go on where they w
 trial does is a function of the images that it has seen.
 """
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import itertools
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from cedm_ray.clustering.temi import TemiProgress
 from cedm_ray.diffusion.ema import ema_decay
 from cedm_ray.diffusion.train import TrainProgress
 from cedm_ray.errors import StorageError
-from cedm_ray.search.agenda import FitTask, Task
+from cedm_ray.search.agenda import Task, TrainTask
 from cedm_ray.search.results import UNCONDITIONAL, Notice, RungSamples, TrialReport, TrialStatus
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
@@ -66,42 +68,31 @@ def fit_points(progress: TemiProgress, num_clusters: int) -> Points:
     }
 
 
-def watched(study: Study, space: SearchSpace, task: Task, events: Iterator[Any]) -> Iterator[Any]:
+def watched(study: Study, space: SearchSpace, task: Task, events: Generator[Any]) -> Iterator[Any]:
     """What the generator of a task yields, its RungSamples excepted, and its curves on the way.
 
     A curve is no result: where the storage refuses it, a Notice says so once and the task goes on without. Closing this
     closes `events`.
     """
-    curves: EventFile | None = None
-    try:
-        try:
-            curves = EventFile(study.tensorboard(task.name))
-            if not isinstance(task, FitTask) and not curves.has(START_TAG):
-                curves.write(0, session_start(study, space, task.num_clusters))
-        except StorageError as error:
-            yield _unwatched(task, error)
-            curves = None
-        for event in events:
-            if curves is not None:
+    refused: StorageError | None = None
+    with contextlib.closing(events), EventFile(study.tensorboard(task.name)) as curves:
+        for event in itertools.chain([None], events):
+            if refused is None:
                 try:
-                    _write(curves, space, task, event)
+                    _write(curves, study, space, task, event)
                 except StorageError as error:
-                    yield _unwatched(task, error)
-                    curves = None
-            if not isinstance(event, RungSamples):
+                    refused = error
+                    yield Notice(text=f"{task.name} goes on without curves for TensorBoard: {error}")
+            if event is not None and not isinstance(event, RungSamples):
                 yield event
-    finally:
-        events.close()
-        if curves is not None:
-            curves.close()
 
 
-def _unwatched(task: Task, error: StorageError) -> Notice:
-    return Notice(text=f"{task.name} goes on without curves for TensorBoard: {error}")
-
-
-def _write(curves: EventFile, space: SearchSpace, task: Task, event: Any) -> None:
-    if isinstance(event, TrainProgress):
+def _write(curves: EventFile, study: Study, space: SearchSpace, task: Task, event: Any) -> None:
+    """What an event adds to the curves; None: the task begins."""
+    if event is None:
+        if isinstance(task, TrainTask) and not curves.has(START_TAG):
+            curves.write(0, session_start(study, space, task.num_clusters))
+    elif isinstance(event, TrainProgress):
         curves.scalars(event.images_seen, training_points(event, space))
     elif isinstance(event, TrialReport):
         curves.scalars(event.images_seen, report_points(event))

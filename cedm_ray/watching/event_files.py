@@ -5,6 +5,7 @@ process that adds to a run writes a file of its own; what the earlier ones hold 
 the operating system in one piece as soon as it is written, so that a killed process loses nothing of what it told.
 """
 
+import contextlib
 import os
 import socket
 import time
@@ -90,7 +91,9 @@ class EventFile:
     def close(self) -> None:
         """Nothing more is written."""
         if self._file is not None:
-            self._file.close()
+            # What cannot be written now could not be written before, and was told then.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -5,24 +5,13 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cedm_ray.data.pictures import sample_grid
 from cedm_ray.errors import StorageError
 from cedm_ray.watching.event_files import EventFile, last_steps
 
 
-def read(folder) -> EventAccumulator:
-    """TensorBoard's reader, told to keep everything, points that it would take for orphans included."""
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}, purge_orphaned_data=False)
-    return accumulator.Reload()
-
-
-def points(folder, tag) -> list[tuple[int, float]]:
-    return [(event.step, event.value) for event in read(folder).Scalars(tag)]
-
-
-def test_curves_come_out_as_they_were_told(tmp_path):
+def test_curves_come_out_as_they_were_told(points, tmp_path):
     with EventFile(tmp_path) as file:
         file.scalars(64, {"loss": 0.5, "rate": 1.0, "norm": None})
         file.scalars(128, {"loss": 0.25, "norm": 3.0})
@@ -32,13 +21,13 @@ def test_curves_come_out_as_they_were_told(tmp_path):
     assert last_steps(tmp_path) == {"loss": 128, "rate": 64, "norm": 128}
 
 
-def test_a_point_is_readable_while_the_file_is_still_open(tmp_path):
+def test_a_point_is_readable_while_the_file_is_still_open(points, tmp_path):
     with EventFile(tmp_path) as file:
         file.scalars(1, {"loss": 0.5})
         assert points(tmp_path, "loss") == [(1, 0.5)]
 
 
-def test_a_run_that_is_taken_up_again_goes_on_with_what_is_new(tmp_path):
+def test_a_run_that_is_taken_up_again_goes_on_with_what_is_new(points, tmp_path):
     for first in (0, 2, 3):
         with EventFile(tmp_path) as file:
             for step in range(first, first + 4):
@@ -47,7 +36,7 @@ def test_a_run_that_is_taken_up_again_goes_on_with_what_is_new(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_more_runs_than_nine_are_read_in_their_order(tmp_path):
+def test_more_runs_than_nine_are_read_in_their_order(points, tmp_path):
     for step in range(12):
         with EventFile(tmp_path) as file:
             file.scalars(step, {"loss": 1.0})
@@ -65,7 +54,7 @@ def test_nothing_is_made_where_nothing_is_new(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 11, 30])
-def test_what_a_killed_process_left_half_written_is_passed_over(tmp_path, cut):
+def test_what_a_killed_process_left_half_written_is_passed_over(points, tmp_path, cut):
     with EventFile(tmp_path) as file:
         file.scalars(1, {"loss": 1.0})
         file.scalars(2, {"loss": 2.0})
@@ -79,7 +68,7 @@ def test_what_a_killed_process_left_half_written_is_passed_over(tmp_path, cut):
     assert points(tmp_path, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
-def test_a_grid_is_the_picture_of_the_images(tmp_path):
+def test_a_grid_is_the_picture_of_the_images(read, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, size=(5, 3, 8, 8), dtype=np.uint8)
     with EventFile(tmp_path) as file:
         file.grid("samples", 512, images, columns=3)
