@@ -17,11 +17,19 @@ from ray import tune
 from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.features import prepare_features
+from cedm_ray.distributed.metrics import DriverMetrics, StudyMetrics, tell_phase
 from cedm_ray.distributed.nested import start_registry
 from cedm_ray.distributed.session import cluster_resources, get, gpu_bytes, node_memory_bytes, ray_cluster
 from cedm_ray.distributed.tasks import choose_device, is_nested, located
 from cedm_ray.distributed.trainable import StudyTask
-from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
+from cedm_ray.distributed.tuning import (
+    DriverNews,
+    DriverScheduler,
+    DriverSearcher,
+    task_resources,
+    tune_folder,
+    tune_name,
+)
 from cedm_ray.errors import ConfigurationError, InputDataError, TryAgainError
 from cedm_ray.features.store import open_features
 from cedm_ray.search.agenda import Goal
@@ -150,11 +158,16 @@ def _run_tasks(
             metric="distance",
             mode="min",
             reuse_actors=True,
+            trial_name_creator=tune_name,
+            trial_dirname_creator=tune_folder,
         ),
         run_config=tune.RunConfig(
             name=f"run-{runs + 1:03d}",
             storage_path=str(study.ray.absolute()),
-            callbacks=[DriverNews(driver, searcher, registry, show)],
+            callbacks=[
+                DriverNews(driver, searcher, registry, show),
+                DriverMetrics(driver, searcher.names, StudyMetrics(study.path.absolute().name)),
+            ],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),
@@ -236,7 +249,8 @@ def _call_on_device(function, arguments):
 
 @contextlib.contextmanager
 def _timed(study: Study, stage: str) -> Iterator[None]:
-    """Record the wall seconds of a stage, also of one that ends in an error."""
+    """Record the wall seconds of a stage, also of one that ends in an error; whoever watches is told that it began."""
+    tell_phase(study.path.absolute().name, stage)
     started = time.monotonic()
     try:
         yield

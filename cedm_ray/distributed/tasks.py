@@ -7,6 +7,7 @@ import torch
 
 from cedm_ray.features.extractors import absolute_spec
 from cedm_ray.search.agenda import FitTask, Task, TrainTask
+from cedm_ray.search.results import UNCONDITIONAL, trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -18,8 +19,24 @@ def task_config(study: Study, space: SearchSpace, task: Task, gpus: float) -> di
         "space": located(space).model_dump(mode="json"),
         "num_clusters": task.num_clusters,
         "gpus": gpus,
+        "title": title(task),
     }
     return config | ({"repeat": task.repeat, "lower": task.lower} if isinstance(task, FitTask) else {})
+
+
+def title(task: Task) -> str:
+    """A task as Ray's dashboard and the lists of processes call it: `cedm C=100`, `temi C=50`, `temi C=50 lower r1`."""
+    rest = task.name.removeprefix(trial_name(task.num_clusters)).split("-")
+    what = f"C={task.num_clusters}" if task.num_clusters is not None else UNCONDITIONAL
+    # Most fits are the first of their C.
+    return " ".join(
+        ["temi" if isinstance(task, FitTask) else "cedm", what, *(part for part in rest if part not in ("", "r0"))]
+    )
+
+
+def process_title(config: dict[str, Any]) -> str:
+    """The title of all tasks that one process may do one after another: of a trial its own, of all fits `temi`."""
+    return "temi" if "repeat" in config else config["title"]
 
 
 def located(space: SearchSpace) -> SearchSpace:

@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import ray
 from ray import tune
+from ray._raylet import setproctitle
 
 from cedm_ray.distributed.nested import nested_trial
-from cedm_ray.distributed.tasks import choose_device, is_nested, read_task
+from cedm_ray.distributed.tasks import choose_device, is_nested, process_title, read_task
 from cedm_ray.errors import CedmError
 from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.fit import run_fit
@@ -31,7 +33,12 @@ class StudyTask(tune.Trainable):
     `failure` with the error's text where trying again would not help."""
 
     def setup(self, config: dict[str, Any]) -> None:
+        self._name = process_title(config)
         self._begin(config)
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard and `ray list actors --detail` call this actor. Asked once, when it begins."""
+        return self._name
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take on another task in the same process, which saves importing torch once more."""
@@ -40,12 +47,15 @@ class StudyTask(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        if self._in_actor:
+            # Ray gives the process a title for every call, which says nothing of the task.
+            setproctitle(f"ray::StudyTask {self._title}")
         until = time.monotonic() + _STEP_S
         said: dict[str, Any] = {}
         try:
             for event in self._events:
                 if isinstance(event, TrialReport):
-                    return dataclasses.asdict(event) | {"timesteps_total": event.images_seen}
+                    return dataclasses.asdict(event) | {"timesteps_total": event.images_seen} | self._pace
                 if isinstance(event, Notice):
                     return {"notice": event.text}
                 said = self._progress(event)
@@ -71,7 +81,9 @@ class StudyTask(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         study, space, self._task = read_task(config)
-        self._rungs_kimg = space.rungs.rungs_kimg
+        self._title = config["title"]
+        self._in_actor = ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
+        self._pace: dict[str, float] = {}
         self._events = watched(study, space, self._task, self._open(study, space, config["gpus"]))
 
     def _open(self, study: Study, space: SearchSpace, gpus: float) -> Iterator[Any]:
@@ -83,6 +95,10 @@ class StudyTask(tune.Trainable):
 
     def _progress(self, event: Any) -> dict[str, Any]:
         if isinstance(self._task, FitTask):
-            return {"epoch": event.epoch, "epochs": event.epochs, "loss": event.loss, "process": os.getpid()}
-        said = {"images_seen": event.images_seen, "timesteps_total": event.images_seen, "process": os.getpid()}
-        return said if event.loss is None else said | {"loss": event.loss}
+            said = {"epoch": event.epoch, "epochs": event.epochs, "loss": event.loss, "num_used": event.num_used}
+        else:
+            said = {"images_seen": event.images_seen, "timesteps_total": event.images_seen, "loss": event.loss}
+            self._pace = {"images_per_s": event.images_per_s} if event.images_per_s else {}
+            said |= self._pace
+        # Tune takes None for a measurement.
+        return {name: value for name, value in said.items() if value is not None} | {"process": os.getpid()}

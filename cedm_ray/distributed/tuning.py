@@ -12,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cedm_ray.distributed.nested import reap
-from cedm_ray.distributed.tasks import is_nested, task_config
+from cedm_ray.distributed.tasks import is_nested, process_title, task_config
 from cedm_ray.errors import CedmError, StorageError
 from cedm_ray.search.agenda import TrainTask
 from cedm_ray.search.driver import Driver
@@ -99,11 +99,22 @@ class DriverNews(_Unpickled, tune.Callback):
         if "notice" in result:
             self.show(Notice(text=result["notice"]))
         elif "epoch" in result:
-            self.show(Progress(task=name, done=result["epoch"], total=result["epochs"], unit="epochs"))
+            detail = f"loss {result['loss']:.4g}" if "loss" in result else ""
+            self.show(Progress(task=name, done=result["epoch"], total=result["epochs"], unit="epochs", detail=detail))
         elif "images_seen" in result:
             total = self.driver.space.rungs.rungs_kimg[-1] * 1000
-            loss = f"loss {result['loss']:.4g}" if result.get("loss") is not None else ""
-            self.show(Progress(task=name, done=result["images_seen"], total=total, unit="images", detail=loss))
+            told = [f"loss {result['loss']:.4g}"] if result.get("loss") is not None else []
+            told += [f"{result['images_per_s']:,.0f} images/s"] if result.get("images_per_s") is not None else []
+            self.show(
+                Progress(
+                    task=name,
+                    done=result["images_seen"],
+                    total=total,
+                    unit="images",
+                    detail=", ".join(told),
+                    milestone="rung" in result,
+                )
+            )
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._reap(trial)
@@ -133,9 +144,33 @@ class DriverNews(_Unpickled, tune.Callback):
             reap(self.registry, trial.trial_id)
 
 
-def task_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+class OwnResources(tune.PlacementGroupFactory):
+    """Resources for the tasks of one process. Tune passes a process on to whichever task asks for equal resources, and
+    Ray asks it for its name only once: so that every name is true, resources are equal for equal names alone."""
+
+    def __init__(self, bundles: list[dict[str, float]], process_title: str, **placement: Any) -> None:
+        super().__init__(bundles, **placement)
+        self.process_title = process_title
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OwnResources) and self.process_title == other.process_title and super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return hash((super().__hash__(), self.process_title))
+
+
+def task_resources(config: dict[str, Any]) -> OwnResources:
     """What Tune sets aside for a task. The workers of a nested trial reserve their own; its trial sits on the head."""
-    if config["nested"]:
-        return tune.PlacementGroupFactory([HEAD_SHARE])
     held = {"CPU": config["cpus"], "GPU": config["gpus"], "memory": int(config["memory_bytes"])}
-    return tune.PlacementGroupFactory([{name: amount for name, amount in held.items() if amount}])
+    bundle = HEAD_SHARE if config["nested"] else {name: amount for name, amount in held.items() if amount}
+    return OwnResources([bundle], process_title(config))
+
+
+def tune_name(trial: Any) -> str:
+    """What Tune calls a trial in its own tables and logs."""
+    return trial.config["title"]
+
+
+def tune_folder(trial: Any) -> str:
+    """The folder of Tune's own files on a trial."""
+    return f"{tune_name(trial).replace(' ', '-')}-{trial.trial_id}"

@@ -32,7 +32,8 @@ class Notice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a piece of work is. total: None where it is not known yet. ended: nothing more will be heard of it."""
+    """How far a piece of work is. total: None where it is not known yet. ended: nothing more will be heard of it.
+    milestone: a point that is worth a line in a log whenever it comes, such as a rung."""
 
     task: str
     done: float
@@ -40,6 +41,7 @@ class Progress:
     unit: str
     detail: str = ""
     ended: bool = False
+    milestone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ trial does is a function of the images that it has seen.
 
 import contextlib
 import itertools
+import re
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
@@ -15,13 +16,16 @@ from cedm_ray.diffusion.ema import ema_decay
 from cedm_ray.diffusion.train import TrainProgress
 from cedm_ray.errors import StorageError
 from cedm_ray.search.agenda import Task, TrainTask
-from cedm_ray.search.results import UNCONDITIONAL, Notice, RungSamples, TrialReport, TrialStatus
+from cedm_ray.search.results import Notice, RungSamples, TrialReport, TrialStatus
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 from cedm_ray.watching.event_files import EventFile
 from cedm_ray.watching.hyperparameters import END_TAG, START_TAG, session_end, session_start
 
 GRID_TAG, GRID_COLUMNS = "rung/samples", 8
+
+_BEGINNING = object()
+"""Stands for the event that a task begins."""
 
 Points = dict[str, float | None]
 """The values of several curves at one step, by their tags; None is no point."""
@@ -76,20 +80,20 @@ def watched(study: Study, space: SearchSpace, task: Task, events: Generator[Any]
     """
     refused: StorageError | None = None
     with contextlib.closing(events), EventFile(study.tensorboard(task.name)) as curves:
-        for event in itertools.chain([None], events):
+        for event in itertools.chain([_BEGINNING], events):
             if refused is None:
                 try:
                     _write(curves, study, space, task, event)
                 except StorageError as error:
                     refused = error
                     yield Notice(text=f"{task.name} goes on without curves for TensorBoard: {error}")
-            if event is not None and not isinstance(event, RungSamples):
+            if event is not _BEGINNING and not isinstance(event, RungSamples):
                 yield event
 
 
 def _write(curves: EventFile, study: Study, space: SearchSpace, task: Task, event: Any) -> None:
-    """What an event adds to the curves; None: the task begins."""
-    if event is None:
+    """What an event adds to the curves."""
+    if event is _BEGINNING:
         if isinstance(task, TrainTask) and not curves.has(START_TAG):
             curves.write(0, session_start(study, space, task.num_clusters))
     elif isinstance(event, TrainProgress):
@@ -111,7 +115,8 @@ def complete_curves(study: Study, space: SearchSpace) -> None:
     that was removed, that is gone. A trial that runs is left to its own process. Raises StorageError.
     """
     for name, status in _ends(study).items():
-        num_clusters = None if name == UNCONDITIONAL else int(name.removeprefix("c"))
+        found = re.match(r"c(\d+)", name)
+        num_clusters = int(found[1]) if found else None
         with EventFile(study.tensorboard(name)) as curves:
             if not curves.has(START_TAG):
                 curves.write(0, session_start(study, space, num_clusters))

@@ -3,12 +3,13 @@
 import pytest
 
 from cedm_ray.data.image_set import open_image_set
-from cedm_ray.distributed.tasks import task_config
+from cedm_ray.distributed.tasks import process_title, task_config
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.features.extractors import open_extractor
 from cedm_ray.features.store import extract_features, feature_key
 from cedm_ray.search.agenda import FitTask, TrainTask
 from cedm_ray.search.prepare import prepare_images, prepare_neighbors
+from cedm_ray.watching.event_files import last_steps
 
 
 def results(task: StudyTask) -> list[dict]:
@@ -46,6 +47,27 @@ def test_a_fit_and_then_a_trial_run_in_one_process(prepared, space):
     # TensorBoard's axis.
     assert all(result["timesteps_total"] == result["images_seen"] for result in found if "images_seen" in result)
     task.cleanup()
+    # What TensorBoard reads of them; a report is told with the pace of the training before it.
+    assert last_steps(prepared.tensorboard("c00004-r0"))["temi/loss"] == space.clustering.epochs
+    assert last_steps(prepared.tensorboard("c00004"))["rung/distance"] == 1000
+    assert all(report["images_per_s"] > 0 for report in reports)
+
+
+@pytest.mark.parametrize(
+    ("task", "said", "shared"),
+    [
+        (FitTask(num_clusters=50, repeat=0), "temi C=50", "temi"),
+        (FitTask(num_clusters=50, repeat=2, lower=True), "temi C=50 lower r2", "temi"),
+        (TrainTask(num_clusters=100), "cedm C=100", "cedm C=100"),
+        (TrainTask(num_clusters=None), "cedm unconditional", "cedm unconditional"),
+    ],
+)
+def test_an_actor_says_what_it_does(prepared, space, task, said, shared):
+    config = task_config(prepared, space, task, 0.0)
+    assert (config["title"], process_title(config)) == (said, shared)
+    actor = StudyTask(config)
+    assert repr(actor) == shared
+    actor.cleanup()
 
 
 def test_an_error_that_would_come_again_is_reported_and_not_raised(prepared, space):
