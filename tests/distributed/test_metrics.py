@@ -15,7 +15,8 @@ from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import Decision, TrialReport
 from cedm_ray.search.study import FitRecord
 
-GRAFANA = json.loads((Path(__file__).parents[2] / "docs/grafana.json").read_text())
+ROOT = Path(__file__).parents[2]
+GRAFANA = json.loads((ROOT / "docs/grafana.json").read_text(encoding="utf-8"))
 
 
 def queries() -> list[str]:
@@ -27,6 +28,14 @@ def queries() -> list[str]:
 def test_the_dashboard_draws_every_metric_and_no_other():
     drawn = set(re.findall(r"ray_\w+", " ".join(queries())))
     assert drawn == {instrument.exported for instrument in INSTRUMENTS.values()}
+
+
+def test_the_page_on_watching_names_every_metric_with_its_tags():
+    page = (ROOT / "docs/watching.md").read_text(encoding="utf-8")
+    told = {}
+    for names, tags in re.findall(r"^\| ((?:`ray_cedm_\w+`(?:, )?)+) \| ([\w, ]+) \|", page, flags=re.MULTILINE):
+        told |= dict.fromkeys(re.findall(r"ray_\w+", names), tuple(tags.split(", ")))
+    assert told == {instrument.exported: instrument.tags for instrument in INSTRUMENTS.values()}
 
 
 def test_the_dashboard_asks_only_for_tags_that_its_metrics_have():

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +116,18 @@ def test_a_fit_that_is_repeated_from_its_start_repeats_no_point(fresh, tiny_spac
     follow(fresh, tiny_space, task, study_tools.open_task, 2)
     follow(fresh, tiny_space, task, study_tools.open_task)
     assert [step for step, _ in points(fresh.tensorboard(task.name), "temi/loss")] == [1, 2, 3, 4]
+
+
+def test_the_page_on_watching_names_every_curve(whole, fresh, tiny_space, study_tools, read):
+    follow(fresh, tiny_space, FitTask(num_clusters=8, repeat=0), study_tools.open_task)
+    folders = (whole[0].tensorboard("c00004"), fresh.tensorboard("c00008-r0"))
+    tags = {tag for folder in folders for kind in ("scalars", "images") for tag in read(folder).Tags()[kind]}
+    page = (Path(__file__).parents[2] / "docs/watching.md").read_text(encoding="utf-8")
+    named = set()
+    for cell in re.findall(r"^\| (`(?:train|rung|temi)/[^|]*) \|", page, flags=re.MULTILINE):
+        first, *others = re.findall(r"`([^`]+)`", cell)
+        named |= {first, *(f"{first.partition('/')[0]}/{other}" for other in others)}
+    assert named == tags
 
 
 def test_utilization_is_of_all_clusters():
