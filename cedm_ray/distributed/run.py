@@ -26,7 +26,6 @@ from cedm_ray.distributed.tuning import (
     DriverNews,
     DriverScheduler,
     DriverSearcher,
-    task_resources,
     tune_folder,
     tune_name,
 )
@@ -150,7 +149,7 @@ def _run_tasks(
     registry = start_registry() if is_nested(space) else None
     runs = len(list(study.ray.glob("run-*")))
     tuner = tune.Tuner(
-        tune.with_resources(StudyTask, task_resources),
+        StudyTask,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=DriverScheduler(driver, searcher.names),

@@ -16,6 +16,7 @@ from ray._raylet import setproctitle
 
 from cedm_ray.distributed.nested import nested_trial
 from cedm_ray.distributed.tasks import choose_device, is_nested, process_title, read_task
+from cedm_ray.distributed.tuning import OwnResources, task_resources
 from cedm_ray.errors import CedmError
 from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.fit import run_fit
@@ -31,6 +32,12 @@ _STEP_S = 2.0
 class StudyTask(tune.Trainable):
     """One task. A result carries `done` when the task's generator has ended, `rung` when it is a trial's report, and
     `failure` with the error's text where trying again would not help."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> OwnResources:
+        """What Tune sets aside for a task. `tune.with_resources` would say the same and put a class of another name in
+        this one's place, which is the name that Ray shows."""
+        return task_resources(config)
 
     def setup(self, config: dict[str, Any]) -> None:
         self._name = process_title(config)
