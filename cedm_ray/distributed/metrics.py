@@ -2,9 +2,13 @@
 
 The driver's process holds all of it: Tune brings it what the tasks say. Ray puts `ray_` before every name and `_total`
 behind a counter's. `docs/grafana.json` draws these and no others; a test holds the two to each other.
+
+Ray 2.60 forgets a gauge that was not set within its last two reports, which is some 20 seconds: what is true for longer
+than that must be told again and again (seen on its endpoint; `telemetry/open_telemetry_metric_recorder.py` of Ray).
 """
 
 import re
+import threading
 import time
 from collections import Counter as Tally
 from dataclasses import dataclass
@@ -37,6 +41,7 @@ class Instrument:
 _OF_STUDY, _OF_TASK = ("study",), ("study", "trial")
 STATUSES: tuple[TrialStatus, ...] = ("running", "completed", "stopped", "diverged", "collapsed", "failed")
 WASTED: tuple[TrialStatus, ...] = ("stopped", "diverged", "collapsed", "failed")
+_RETELL_S = 5.0
 _OF_FIT = re.compile(r"-r\d+$")
 PHASES = ("images", "features", "neighbors", "reference", "bound", "fits", "trials", "samples", "over")
 
@@ -93,6 +98,7 @@ class StudyMetrics:
     def __init__(self, study: str) -> None:
         kinds = {"gauge": ray_metrics.Gauge, "counter": ray_metrics.Counter}
         self._study = study
+        self._gauges: dict[tuple, tuple[float, dict[str, str]]] = {}
         self._metrics = {
             name: kinds[instrument.kind](name, instrument.text, instrument.tags)
             for name, instrument in INSTRUMENTS.items()
@@ -100,7 +106,20 @@ class StudyMetrics:
 
     def set(self, name: str, value: float | None, **tags: str) -> None:
         """A gauge's value; None leaves it as it was."""
-        self._metrics[name].set(value, {"study": self._study, **tags})
+        if value is not None:
+            self._gauges[name, *sorted(tags.items())] = value, {"study": self._study, **tags}
+            self._metrics[name].set(*self._gauges[name, *sorted(tags.items())])
+
+    def tell_again(self) -> None:
+        """Set every gauge once more to what it is."""
+        for (name, *_), (value, tags) in list(self._gauges.items()):
+            self._metrics[name].set(value, tags)
+
+    def keep_telling(self) -> None:
+        """Tell all gauges again every few seconds for as long as this process is connected to Ray."""
+        while ray.is_initialized():
+            self.tell_again()
+            time.sleep(_RETELL_S)
 
     def add(self, name: str, value: float) -> None:
         """Add to a counter."""
@@ -113,10 +132,25 @@ class StudyMetrics:
             self.set("cedm_phase", float(other == phase), phase=other)
 
 
+_known: dict[str, tuple[StudyMetrics, threading.Thread]] = {}
+
+
+def study_metrics(study: str) -> StudyMetrics:
+    """The metrics of a study in this process, which must be connected to Ray, and which keeps telling them from now on
+    until it is not."""
+    known = _known.get(study)
+    if known is None or not known[1].is_alive():
+        metrics = StudyMetrics(study)
+        thread = threading.Thread(target=metrics.keep_telling, name=f"metrics of {study}", daemon=True)
+        thread.start()
+        _known[study] = metrics, thread
+    return _known[study][0]
+
+
 def tell_phase(study: str, phase: str) -> None:
     """Say what a study is at while no driver works on it; nothing where there is no Ray to say it through."""
     if ray.is_initialized():
-        StudyMetrics(study).phase(phase)
+        study_metrics(study).phase(phase)
 
 
 @dataclass(slots=True)

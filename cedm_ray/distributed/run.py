@@ -17,7 +17,7 @@ from ray import tune
 from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.features import prepare_features
-from cedm_ray.distributed.metrics import DriverMetrics, StudyMetrics, tell_phase
+from cedm_ray.distributed.metrics import DriverMetrics, study_metrics, tell_phase
 from cedm_ray.distributed.nested import start_registry
 from cedm_ray.distributed.session import cluster_resources, get, gpu_bytes, node_memory_bytes, ray_cluster
 from cedm_ray.distributed.tasks import choose_device, is_nested, located
@@ -165,7 +165,7 @@ def _run_tasks(
             storage_path=str(study.ray.absolute()),
             callbacks=[
                 DriverNews(driver, searcher, registry, show),
-                DriverMetrics(driver, searcher.names, StudyMetrics(study.path.absolute().name)),
+                DriverMetrics(driver, searcher.names, study_metrics(study.path.absolute().name)),
             ],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,

@@ -163,6 +163,31 @@ def test_a_trial_is_told_of_as_it_goes(study, space, told, clock):
     assert told["cedm_images_seen", "s", "c00100"] == 500
 
 
+def test_every_gauge_is_told_again_as_it_is_now_and_no_counter(study, space, told, clock):
+    search = Search(study, space)
+    trial = search.begin(TrainTask(num_clusters=10), 1.0)
+    for images in (100, 200):
+        search.metrics.on_trial_result(1, [], trial, {"images_seen": images, "loss": 0.5})
+    clock.now += 10
+    search.metrics.on_step_end(1, [])
+    before = dict(told)
+    told.clear()
+    search.metrics.metrics.tell_again()
+    assert before.pop(("cedm_gpu_seconds", "s")) == 10
+    assert told == before
+    assert told["cedm_images_seen", "s", "c00010"] == 200
+
+
+def test_gauges_are_told_for_as_long_as_there_is_ray(told, monkeypatch):
+    waits, connected = [], iter([True, True, False])
+    monkeypatch.setattr(metrics.ray, "is_initialized", lambda: next(connected))
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(sleep=waits.append))
+    StudyMetrics("s").keep_telling()
+    # Twice within the 20 s after which Ray forgets.
+    assert len(waits) == 2
+    assert max(waits) <= 10
+
+
 def test_a_diverged_trial_has_no_distance(study, space, told, clock):
     search = Search(study, space)
     trial = search.begin(TrainTask(num_clusters=None), 1.0)
