@@ -31,7 +31,14 @@ from cedm_ray.diffusion.augment import AugmentConfig
 from cedm_ray.diffusion.batches import BatchSource
 from cedm_ray.diffusion.edm import EDMConfig, edm_loss
 from cedm_ray.diffusion.ema import ema_decay, update_ema
-from cedm_ray.diffusion.train import TrainConfig, TrainState, accumulate_gradients, not_finite, step_unless
+from cedm_ray.diffusion.train import (
+    TrainConfig,
+    TrainState,
+    accumulate_gradients,
+    gradient_norm,
+    not_finite,
+    step_unless,
+)
 from cedm_ray.diffusion.unet import UNetConfig
 
 NETS = {
@@ -206,7 +213,7 @@ class Ours:
         loss = accumulate_gradients(self.state, batch, self.config, 1)
         if self.state.scaler is not None:
             self.state.scaler.unscale_(self.state.optimizer)
-        bad = not_finite(self.weights)
+        bad = not_finite(gradient_norm(self.weights))
         step_unless(bad, self.state)
         share = (1 - ema_decay(images_seen, self.config.batch_size, halflife_kimg=500, rampup_ratio=0.05)) * (1 - bad)
         update_ema(self.averages, self.weights, share.item() if self.state.device.type == "cpu" else share)

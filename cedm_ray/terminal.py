@@ -3,6 +3,8 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +15,8 @@ from cedm_ray.search.results import ClusteringSummary, Notice, StudyResult, Tria
 from cedm_ray.search.results import Progress as Step
 
 LINE_EVERY_S = 30.0
+"""How often a log hears of a task, where no more run at once than TASKS_OF_A_LOG; of more, less often in proportion."""
+TASKS_OF_A_LOG = 8
 
 
 class ClusteringTable:
@@ -78,9 +82,19 @@ def _clustering_line(cells: Sequence[str], with_agreement: bool) -> str:
     return ("".join(cell.rjust(width) for cell, width in padded) + f"  {last[0]}").rstrip()
 
 
-class Display:
-    """Shows Progress and Notice values: bars with the time left on a terminal, else a line every 30 seconds.
+@dataclass(slots=True)
+class _Told:
+    """Where a task stood when it was first heard of, which the time left is told by, and when a log was last told."""
 
+    first_done: float
+    first_time: float
+    spoke: float
+
+
+class Display:
+    """Shows Progress and Notice values: bars with the time left on a terminal, else plain lines with date and time.
+
+    Without a terminal (a file, a pipe, the log of a `ray job`) a task has a line every 30 seconds, and at milestones.
     quiet: shows nothing at all. table: takes the clusterings that are done; None = they are notices. Use it as a
     context manager; call it with each value.
     """
@@ -88,11 +102,11 @@ class Display:
     def __init__(self, *, quiet: bool, table: ClusteringTable | None = None) -> None:
         self.quiet = quiet
         self.table = table
-        self.console = Console(stderr=True)
+        # Asked here, because the console also takes FORCE_COLOR for a terminal, and bars make a log unreadable.
+        self.console = Console(stderr=True, force_terminal=sys.stderr.isatty())
         self._bars: Progress | None = None
         self._ids: dict[str, TaskID] = {}
-        self._steps: dict[str, tuple[Step, float, float]] = {}
-        self._spoke = time.monotonic()
+        self._told: dict[str, _Told] = {}
 
     def __enter__(self) -> "Display":
         if not self.quiet and self.console.is_terminal:
@@ -125,9 +139,8 @@ class Display:
         if self.quiet:
             return
         if isinstance(event, Notice):
-            # Not as markup, and no control characters: a message may hold a file name with anything in it.
-            text = "\n".join(map(printable, event.text.split("\n")))
-            self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            # No control characters: a message may hold a file name with anything in it.
+            self._print("\n".join(map(printable, event.text.split("\n"))))
         elif self._bars is not None:
             self._move_bar(event)
         else:
@@ -139,7 +152,13 @@ class Display:
             return
         # Both streams are the same screen, and only what goes through the console leaves its bars whole.
         for line in self.table.lines(summary):
-            self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            self._print(line)
+
+    def _print(self, text: str) -> None:
+        if self._bars is None:
+            text = f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {text}"
+        # Not as markup: a message may hold a file name with brackets.
+        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _move_bar(self, step: Step) -> None:
         if step.task not in self._ids:
@@ -156,26 +175,37 @@ class Display:
     def _write_line(self, step: Step) -> None:
         now = time.monotonic()
         if step.ended:
-            self._steps.pop(step.task, None)
+            self._told.pop(step.task, None)
             return
-        _, first_done, first_time = self._steps.get(step.task, (step, step.done, now))
-        self._steps[step.task] = (step, first_done, first_time)
-        if now - self._spoke < LINE_EVERY_S:
-            return
-        self._spoke = now
-        parts = [_describe(step, done, now - since) for step, done, since in self._steps.values()]
-        self.console.print("; ".join(parts), markup=False, emoji=False, highlight=False, soft_wrap=True)
+        told = self._told.get(step.task)
+        if told is None or step.done < told.first_done:
+            # New, or begun again from an earlier point.
+            told = _Told(first_done=step.done, first_time=now, spoke=now if told is None else told.spoke)
+            self._told[step.task] = told
+        interval = LINE_EVERY_S * max(1, len(self._told) / TASKS_OF_A_LOG)
+        if step.milestone or now - told.spoke >= interval:
+            told.spoke = now
+            self._print(_describe(step, step.done - told.first_done, now - told.first_time))
 
 
-def _describe(step: Step, first_done: float, elapsed_s: float) -> str:
+def _describe(step: Step, gained: float, elapsed_s: float) -> str:
     text = f"{step.task}: {step.done:,.0f}"
     if step.total is not None:
         text += f" of {step.total:,.0f}"
     text += f" {step.unit}"
-    gained = step.done - first_done
-    if step.total is not None and gained > 0:
-        text += f", {round((step.total - step.done) * elapsed_s / gained)} s left"
-    return text + (f", {step.detail}" if step.detail else "")
+    if step.detail:
+        text += f", {step.detail}"
+    left = 0 if step.total is None else step.total - step.done
+    return text + (f", {_duration(left * elapsed_s / gained)} left" if gained > 0 and left > 0 else "")
+
+
+def _duration(seconds: float) -> str:
+    """In the two units that a person would say it in: 45 s, 3 min 20 s, 26 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

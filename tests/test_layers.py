@@ -19,6 +19,7 @@ LAYERS = {
     "metrics": 2,
     "search": 3,
     "evaluation": 4,
+    "watching": 4,
     "distributed": 5,
     "report": 5,
     "terminal": 6,
@@ -91,6 +92,12 @@ def test_no_import_cycle_even_counting_lazy_imports():
 def test_ray_is_imported_in_one_folder_only(path):
     names = {name.split(".")[0] for name in imported_modules(path)}
     assert "ray" not in names or path.parent.name == "distributed"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_tensorboard_is_imported_in_one_folder_only(path):
+    names = {name.split(".")[0] for name in imported_modules(path)}
+    assert "tensorboard" not in names or path.parent.name == "watching"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)

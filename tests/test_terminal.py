@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import re
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
@@ -43,6 +45,11 @@ def display(*, quiet=False, is_terminal=False, table=None):
     return shown, file.getvalue
 
 
+def undated(text):
+    """Lines of a log without their dates."""
+    return re.sub(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d  ", "", text)
+
+
 def step(done, task="c00020", total=100.0, **more):
     return Progress(task=task, done=done, total=total, unit="images", **more)
 
@@ -56,14 +63,29 @@ def test_without_a_terminal_a_line_comes_every_30_seconds_with_the_time_left(clo
         assert text() == ""
         clock.now += 11
         # 40 of 100 in 40 s: 60 s are left.
-        shown(step(40, detail="loss 0.5"))
-        assert text() == "c00020: 40 of 100 images, 60 s left, loss 0.5\n"
+        shown(step(40, detail="loss 0.5, 1 images/s"))
+        assert undated(text()) == "c00020: 40 of 100 images, loss 0.5, 1 images/s, 1 min 0 s left\n"
         clock.now += 29
         shown(step(70))
         assert len(text().splitlines()) == 1
 
 
-def test_a_line_tells_of_all_tasks_that_run(clock):
+def test_a_milestone_has_its_line_at_once(clock):
+    shown, text = display()
+    with shown:
+        shown(step(0))
+        clock.now += 4
+        shown(step(20, milestone=True))
+        assert undated(text()) == "c00020: 20 of 100 images, 16 s left\n"
+        clock.now += 29
+        shown(step(40))
+        assert len(text().splitlines()) == 1
+        clock.now += 1
+        shown(step(50))
+        assert len(text().splitlines()) == 2
+
+
+def test_every_task_that_runs_has_lines_of_its_own(clock):
     shown, text = display()
     with shown:
         shown(step(0))
@@ -72,7 +94,21 @@ def test_a_line_tells_of_all_tasks_that_run(clock):
         shown(step(5, task="done", ended=True))
         clock.now += 31
         shown(step(1234567, task="c00030", total=None))
-    assert text() == "c00020: 0 of 100 images; c00030: 1,234,567 images\n"
+        shown(step(1))
+    assert undated(text()) == "c00030: 1,234,567 images\nc00020: 1 of 100 images, 51 min 9 s left\n"
+
+
+def test_many_tasks_at_once_do_not_flood_a_log(clock):
+    shown, text = display()
+    tasks = [f"c{number:05d}" for number in range(64)]
+    with shown:
+        for _ in range(4 * 60 + 1):
+            for task in tasks:
+                shown(step(clock.now - 1000, total=1e6, task=task))
+            clock.now += 1
+    # Four minutes, and on average eight lines in every half a minute.
+    assert len(text().splitlines()) == 8 * 8
+    assert {line.split()[2] for line in text().splitlines()} == {f"{task}:" for task in tasks}
 
 
 def test_a_task_that_is_begun_again_counts_from_there(clock):
@@ -82,7 +118,42 @@ def test_a_task_that_is_begun_again_counts_from_there(clock):
         clock.now += 31
         # A resumed run did 10 in 31 s, and 10 are left.
         shown(step(90))
-    assert text() == "c00020: 90 of 100 images, 31 s left\n"
+        assert undated(text()) == "c00020: 90 of 100 images, 31 s left\n"
+        # Its process died, and another one goes on from a checkpoint.
+        shown(step(50))
+        clock.now += 50
+        shown(step(75))
+    assert undated(text().splitlines()[-1]) == "c00020: 75 of 100 images, 50 s left"
+
+
+def test_a_line_begins_with_its_date_and_time_and_the_offset_of_its_clock(clock):
+    shown, text = display()
+    with shown:
+        before = datetime.now(UTC)
+        shown(Notice(text="bound found"))
+    date, time, said = re.fullmatch(r"(\S+) (\S+)  (.*)\n", text()).groups()
+    assert said == "bound found"
+    assert abs((datetime.fromisoformat(f"{date} {time}") - before).total_seconds()) < 10
+
+
+def test_a_log_is_plain_lines_whatever_the_environment_says_of_colors(clock, monkeypatch, capfd):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with Display(quiet=False) as shown:
+        shown(step(0))
+        clock.now += 40
+        shown(step(40))
+        shown(step(100, ended=True))
+    written = capfd.readouterr().err
+    assert undated(written) == "c00020: 40 of 100 images, 1 min 0 s left\n"
+    assert not set(written) & {"\r", "\x1b", "\b"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (59, "59 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (93900, "26 h 5 min")]
+)
+def test_a_duration_is_said_in_two_units(seconds, said):
+    assert terminal._duration(seconds) == said
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
@@ -170,7 +241,7 @@ def test_without_a_table_a_clustering_is_a_notice_and_quiet_hides_that_alone(cap
     shown, text = display()
     with shown:
         shown(clustering())
-    assert text() == "C = 100: 98 clusters used in 12.3 s (temi-c00100-r0)\n"
+    assert undated(text()) == "C = 100: 98 clusters used in 12.3 s (temi-c00100-r0)\n"
     shown, text = display(quiet=True, table=ClusteringTable())
     with shown:
         shown(clustering())

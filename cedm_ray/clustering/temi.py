@@ -24,7 +24,8 @@ class TemiProgress:
     """Where a fit stands after an epoch.
 
     epoch: epochs done, from 1 to `epochs`. loss: Eq. 1 averaged over heads and steps of this epoch. learning_rate:
-    that of its last step. num_used: C^u if the fit ended here, by the head that is best so far.
+    that of its last step. num_used: C^u if the fit ended here, by the head that is best so far. marginal_entropy: in
+    nats, of that head's teacher's marginal after the epoch: log C where all clusters are used alike, 0 where one is.
     """
 
     epoch: int
@@ -32,6 +33,7 @@ class TemiProgress:
     loss: float
     learning_rate: float
     num_used: int
+    marginal_entropy: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,6 +99,7 @@ def fit_temi(
             loss=float(head_losses.mean()),
             learning_rate=rate,
             num_used=len(np.unique(labels)),
+            marginal_entropy=torch.special.entr(training.marginal[best].double()).sum().item(),
         )
     state = training.teacher.state_dict()
     parameters = {name: tensor[best : best + 1].cpu().numpy().copy() for name, tensor in state.items()}

@@ -21,7 +21,7 @@ from cedm_ray.diffusion.augment import NUM_LABELS, AugmentConfig
 from cedm_ray.diffusion.batches import Batch
 from cedm_ray.diffusion.edm import EDMConfig
 from cedm_ray.diffusion.state import TrainConfig, TrainState
-from cedm_ray.diffusion.train import accumulate_gradients, not_finite, step_unless
+from cedm_ray.diffusion.train import accumulate_gradients, gradient_norm, not_finite, step_unless
 from cedm_ray.diffusion.unet import UNetConfig
 
 
@@ -77,7 +77,7 @@ def predict_memory(
             batch = _Augmented(batch)
         weights = list(state.net.parameters())
         accumulate_gradients(state, batch, settings, workers)
-        step_unless(not_finite(weights), state)
+        step_unless(not_finite(gradient_norm(weights)), state)
         # The average is moved by a difference as large as the weights where its rate stays on the device (`ema.py`).
         moving = 0 if device_type == "cpu" else sum(weight.untyped_storage().nbytes() for weight in weights)
     return max(storages.peak_bytes, storages.bytes + moving) + resident_bytes

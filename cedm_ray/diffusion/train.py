@@ -9,6 +9,8 @@ Source: Karras et al. 2022, Table 1 and appendix F; method.md 3.4.
 
 import contextlib
 import dataclasses
+import math
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -39,7 +41,10 @@ class TrainProgress:
 
     images_seen: images so far. loss: mean per image since the last progress, None if no step counted since.
     learning_rate: of the last step. skipped_steps: steps so far whose loss or gradient was not finite. note: what a
-    user should know and what ended nothing, None where there is nothing.
+    user should know and what ended nothing, None where there is nothing. gradient_norm: Euclidean, of the last step's
+    gradient over all workers, None where that was not finite or there was no step. images_per_s: of all workers since
+    the last progress, time that was spent on what is done between two of them excepted; None where there was no step.
+    It is a matter of the machine, and two progress values that differ in nothing else are equal.
     """
 
     images_seen: int
@@ -47,6 +52,8 @@ class TrainProgress:
     learning_rate: float
     skipped_steps: int
     note: str | None = None
+    gradient_norm: float | None = None
+    images_per_s: float | None = dataclasses.field(default=None, compare=False)
 
 
 def train(
@@ -118,7 +125,8 @@ def _steps(
             loss = accumulate_gradients(state, batches.draw(state.images_seen), config, workers)
         if state.scaler is not None:
             state.scaler.unscale_(state.optimizer)
-        bad = not_finite(weights)
+        norm = gradient_norm(weights)
+        bad = not_finite(norm)
         step_unless(bad, state)
         decay = ema_decay(
             state.images_seen,
@@ -129,7 +137,7 @@ def _steps(
         # On a GPU `bad` is not read back: waiting for it would leave the device idle between steps.
         share = (1 - decay) * (1 - bad)
         update_ema(averages, weights, share.item() if on_cpu else share)
-        tally.add(bad, loss, config.batch_size // workers)
+        tally.add(bad, loss, config.batch_size // workers, norm)
 
         steps += 1
         before, state.images_seen = state.images_seen, state.images_seen + config.batch_size
@@ -138,6 +146,7 @@ def _steps(
             tally.check()
         if due:
             yield tally.progress(rate, workers > 1, note)
+            tally.resume()
             note = None
     tally.check()
     yield tally.progress(rate, workers > 1, note)
@@ -238,13 +247,17 @@ def accumulate_gradients(state: TrainState, batch: Batch, config: TrainConfig, w
     return total
 
 
-def not_finite(weights: list[Tensor]) -> Tensor:
-    """1 where a gradient of the weights is not finite, else 0; a scalar on their device.
+def gradient_norm(weights: list[Tensor]) -> Tensor:
+    """The Euclidean norm of the gradient of all weights together; a scalar on their device."""
+    return torch.nn.utils.get_total_norm([weight.grad for weight in weights])
+
+
+def not_finite(norm: Tensor) -> Tensor:
+    """1 where a gradient of that norm is not finite, else 0; a scalar on its device.
 
     By the Euclidean norm, which a CPU takes nine times faster than the largest element. It also overflows where an
     element is above 1e19, and that is no gradient to follow either.
     """
-    norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights])
     return (~norm.isfinite()).float()
 
 
@@ -270,8 +283,16 @@ class _Tally:
         self.losses = torch.zeros(2, dtype=torch.float64, device=state.device)
         # Skipped steps: all, in a row up to now, most in a row.
         self.skipped, self.in_a_row, self.longest = torch.zeros(3, device=state.device).unbind()
+        # Of the last step; before the first there is none.
+        self.norm = torch.full((), float("nan"), device=state.device)
+        self.resume()
 
-    def add(self, bad: Tensor, loss: Tensor, count: int) -> None:
+    def resume(self) -> None:
+        """The next step is about to begin: what images per second are counted from."""
+        self.since, self.images_before = time.monotonic(), self.state.images_seen
+
+    def add(self, bad: Tensor, loss: Tensor, count: int, norm: Tensor) -> None:
+        self.norm = norm
         self.losses += torch.where(bad > 0, 0.0, torch.stack((loss, torch.full_like(loss, count))))
         self.skipped += bad
         self.in_a_row.add_(1).mul_(bad)
@@ -290,10 +311,15 @@ class _Tally:
             dist.all_reduce(self.losses)
         total, count = self.losses.tolist()
         self.losses.zero_()
+        # The values above were waited for, so that the steps they are of are done.
+        seconds, images = time.monotonic() - self.since, self.state.images_seen - self.images_before
+        norm = self.norm.item()
         return TrainProgress(
             images_seen=self.state.images_seen,
             loss=total / count if count else None,
             learning_rate=rate,
             skipped_steps=self.state.skipped_steps,
             note=note,
+            gradient_norm=norm if math.isfinite(norm) else None,
+            images_per_s=images / seconds if images and seconds > 0 else None,
         )

@@ -144,8 +144,9 @@ def _run_tasks(
     # Here because Tune takes a second to import, in which Ray can start.
     from ray import tune
 
+    from cedm_ray.distributed.metrics import DriverMetrics, study_metrics
     from cedm_ray.distributed.trainable import StudyTask
-    from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
+    from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, tune_folder, tune_name
 
     # Asked of a GPU only where a fit's share of it is to be found.
     one_gpu = gpu_bytes() if space.resources.fit.gpus is None else None
@@ -167,7 +168,7 @@ def _run_tasks(
         registry = start_registry()
     runs = len(list(study.ray.glob("run-*")))
     tuner = tune.Tuner(
-        tune.with_resources(StudyTask, task_resources),
+        StudyTask,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=DriverScheduler(driver, searcher.names),
@@ -175,11 +176,16 @@ def _run_tasks(
             metric="distance",
             mode="min",
             reuse_actors=True,
+            trial_name_creator=tune_name,
+            trial_dirname_creator=tune_folder,
         ),
         run_config=tune.RunConfig(
             name=f"run-{runs + 1:03d}",
             storage_path=str(study.ray.absolute()),
-            callbacks=[DriverNews(driver, searcher, registry, show)],
+            callbacks=[
+                DriverNews(driver, searcher, registry, show),
+                DriverMetrics(driver, searcher.names, study_metrics(study.path.absolute().name)),
+            ],
             # What died is begun again by the driver, which knows what it died of and where there is room now.
             failure_config=tune.FailureConfig(max_failures=0),
             verbose=0,
@@ -294,7 +300,11 @@ def _import_meanwhile(*names: str) -> None:
 
 @contextlib.contextmanager
 def _timed(study: Study, stage: str) -> Iterator[None]:
-    """Record the wall seconds of a stage, also of one that ends in an error."""
+    """Record the wall seconds of a stage, also of one that ends in an error; whoever watches is told that it began."""
+    if ray.is_initialized():
+        from cedm_ray.distributed.metrics import tell_phase  # With Tune, which is imported while Ray starts.
+
+        tell_phase(study.path.absolute().name, stage)
     started = time.monotonic()
     try:
         yield

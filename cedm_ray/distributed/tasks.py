@@ -9,6 +9,7 @@ from cedm_ray.allocator import keep_freed_memory
 from cedm_ray.features.extractors import absolute_spec
 from cedm_ray.search.agenda import FitTask, Task, TrainTask
 from cedm_ray.search.packing import Resources
+from cedm_ray.search.results import UNCONDITIONAL, trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -27,10 +28,26 @@ def task_config(study: Study, space: SearchSpace, task: Task, held: Resources) -
         "memory_bytes": held.memory_bytes,
         "workers": held.workers,
         "nodes": list(held.nodes),
+        "title": title(task),
     }
     if isinstance(task, FitTask):
         return config | {"repeat": task.repeat, "lower": task.lower}
     return config | {"seed": task.seed, "final": task.final}
+
+
+def title(task: Task) -> str:
+    """A task as Ray's dashboard and the lists of processes call it: `cedm C=100`, `temi C=50`, `temi C=50 lower r1`."""
+    rest = task.name.removeprefix(trial_name(task.num_clusters)).split("-")
+    what = f"C={task.num_clusters}" if task.num_clusters is not None else UNCONDITIONAL
+    # Most fits are the first of their C.
+    return " ".join(
+        ["temi" if isinstance(task, FitTask) else "cedm", what, *(part for part in rest if part not in ("", "r0"))]
+    )
+
+
+def process_title(config: dict[str, Any]) -> str:
+    """The title of all tasks that one process may do one after another: of a trial its own, of all fits `temi`."""
+    return "temi" if "repeat" in config else config["title"]
 
 
 def located(space: SearchSpace) -> SearchSpace:

@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cedm_ray.distributed.tasks import NODE_LABEL, is_nested, task_config
+from cedm_ray.distributed.tasks import NODE_LABEL, is_nested, process_title, task_config
 from cedm_ray.errors import CedmError, StorageError
 from cedm_ray.search.agenda import TrainTask
 from cedm_ray.search.driver import Driver
@@ -124,12 +124,23 @@ class DriverNews(_Unpickled, tune.Callback):
         if "notice" in result:
             self.show(Notice(text=result["notice"]))
         elif "epoch" in result:
-            self.show(Progress(task=name, done=result["epoch"], total=result["epochs"], unit="epochs"))
+            detail = f"loss {result['loss']:.4g}" if "loss" in result else ""
+            self.show(Progress(task=name, done=result["epoch"], total=result["epochs"], unit="epochs", detail=detail))
         elif "images_seen" in result:
             space, final = self.driver.space, name.endswith("-final")
             total = 1000 * (space.finals.budget_kimg if final else space.rungs.rungs_kimg[-1])
-            loss = f"loss {result['loss']:.4g}" if result.get("loss") is not None else ""
-            self.show(Progress(task=name, done=result["images_seen"], total=total, unit="images", detail=loss))
+            told = [f"loss {result['loss']:.4g}"] if result.get("loss") is not None else []
+            told += [f"{result['images_per_s']:,.0f} images/s"] if result.get("images_per_s") is not None else []
+            self.show(
+                Progress(
+                    task=name,
+                    done=result["images_seen"],
+                    total=total,
+                    unit="images",
+                    detail=", ".join(told),
+                    milestone="rung" in result,
+                )
+            )
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._reap(trial)
@@ -165,13 +176,39 @@ def is_out_of_memory(text: str) -> bool:
     return any(words in text for words in _OUT_OF_MEMORY)
 
 
-def task_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+class OwnResources(tune.PlacementGroupFactory):
+    """Resources for the tasks of one process. Tune passes a process on to whichever task asks for equal resources, and
+    Ray asks it for its name only once: so that every name is true, resources are equal for equal names alone."""
+
+    def __init__(self, bundles: list[dict[str, float]], process_title: str, **placement: Any) -> None:
+        super().__init__(bundles, **placement)
+        self.process_title = process_title
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OwnResources) and self.process_title == other.process_title and super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return hash((super().__hash__(), self.process_title))
+
+
+def task_resources(config: dict[str, Any]) -> OwnResources:
     """What Tune sets aside for a task, on the machine that the driver chose. The workers of a nested trial reserve
     their own; its trial sits on the head."""
     if config["nested"]:
-        return tune.PlacementGroupFactory([HEAD_SHARE])
+        return OwnResources([HEAD_SHARE], process_title(config))
     held = {"CPU": config["cpus"], "GPU": config["gpus"], "memory": int(config["memory_bytes"])}
-    return tune.PlacementGroupFactory(
+    return OwnResources(
         [{name: amount for name, amount in held.items() if amount}],
+        process_title(config),
         bundle_label_selector=[{NODE_LABEL: node} for node in config["nodes"]],
     )
+
+
+def tune_name(trial: Any) -> str:
+    """What Tune calls a trial in its own tables and logs."""
+    return trial.config["title"]
+
+
+def tune_folder(trial: Any) -> str:
+    """The folder of Tune's own files on a trial."""
+    return f"{tune_name(trial).replace(' ', '-')}-{trial.trial_id}"

@@ -14,6 +14,7 @@ from PIL import Image
 
 from cedm_ray.clustering.assignment import ClusterAssignment
 from cedm_ray.data.image_set import ImageSet
+from cedm_ray.data.pictures import sample_grid
 from cedm_ray.durable import write_bytes
 from cedm_ray.report import clustering_figures, figures
 from cedm_ray.report.page import template
@@ -82,7 +83,7 @@ def cluster_rows(assignment: ClusterAssignment) -> list[tuple[int, np.ndarray]]:
 
 def _strip(images: np.ndarray) -> str:
     """Images side by side as the address of an image that stands in the page: small, since there are hundreds."""
-    strip, buffer = figures.sample_grid(images, columns=PER_ROW), io.BytesIO()
+    strip, buffer = sample_grid(images, columns=PER_ROW), io.BytesIO()
     if (size := images.shape[-1]) > _LARGEST_TILE:
         share = _LARGEST_TILE / size
         strip = strip.resize((round(strip.width * share), round(strip.height * share)), Image.Resampling.LANCZOS)

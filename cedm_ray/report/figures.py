@@ -1,8 +1,8 @@
-"""The figures of the paper for the user's own study: distance against C, distance against images seen, image grids.
+"""The figures of the paper for the user's own study: distance against C, distance against images seen.
 
-n images, S image side, C clusters.
+C clusters.
 
-Every function takes values and returns a matplotlib Figure or a Pillow image; nothing is shown, kept or written here,
+Every function takes values and returns a matplotlib Figure; nothing is shown, kept or written here,
 and pyplot with its global state is not used. `svg` turns a Figure into markup that stands inside an HTML page.
 
 What the first figure shows is Fig. 3 of the paper (distance and r_C against C), the second is Fig. 2 and Fig. 9. The
@@ -19,12 +19,10 @@ import warnings
 from collections.abc import Sequence
 
 import matplotlib
-import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-from PIL import Image
 
 from cedm_ray.report.labels import LineEnd, name_ends, spaced
 from cedm_ray.search.results import StudyResult, TrialReport, TrialResult
@@ -162,37 +160,6 @@ def distance_versus_images(result: StudyResult) -> Figure:
     if not trials:
         _say_nothing_to_draw(axes)
     return figure
-
-
-def sample_grid(images: np.ndarray, columns: int, min_tile_px: int = 32) -> Image.Image:
-    """Images side by side, row by row, small ones enlarged without smoothing.
-
-    images: uint8 [n, 3, S, S], n at least 1. columns: images in a row, at least 1; fewer images make a narrower grid.
-    min_tile_px: S is multiplied by the smallest whole number that makes a tile at least this wide.
-    Returns an RGBA image; the gaps are transparent. Raises ValueError for another type or shape.
-    """
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 1 or images.shape[1] != 3:
-        raise ValueError(f"images must be uint8 [n, 3, S, S] with n at least 1, got {images.dtype} {images.shape}")
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
-    scale = max(1, math.ceil(min_tile_px / images.shape[3]))
-    tiles = images.transpose(0, 2, 3, 1).repeat(scale, axis=1).repeat(scale, axis=2)
-    count, height, width, _ = tiles.shape
-    columns, gap = min(columns, count), 2
-    rows = math.ceil(count / columns)
-    canvas = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 4), dtype=np.uint8)
-    for index, tile in enumerate(tiles):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        canvas[top : top + height, left : left + width, :3] = tile
-        canvas[top : top + height, left : left + width, 3] = 255
-    return Image.fromarray(canvas)
-
-
-def png(image: Image.Image) -> bytes:
-    """The image as a PNG file, without a date or any other metadata."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def svg(figure: Figure, description: str) -> str:

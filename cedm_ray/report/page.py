@@ -19,6 +19,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from cedm_ray.data.pictures import png, sample_grid
 from cedm_ray.durable import write_bytes
 from cedm_ray.report import figures
 from cedm_ray.report.figures import amount, number, printable
@@ -221,7 +222,7 @@ def _describe_images(result: StudyResult) -> str:
 
 
 def _data_uri(images: np.ndarray) -> str:
-    picture = figures.png(figures.sample_grid(images, columns=len(images)))
+    picture = png(sample_grid(images, columns=len(images)))
     return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet
+from cedm_ray.data.pictures import png, sample_grid
 from cedm_ray.report.clustering_page import write_clustering_page
-from cedm_ray.report.figures import png, sample_grid
 from cedm_ray.report.page import ClusterRow, write_report, write_table
 from cedm_ray.search.clusterings import Clustering, keep_clustering
 from cedm_ray.search.findings import BoundFindings, bound_json
@@ -15,12 +15,14 @@ from cedm_ray.search.results import StudyResult
 from cedm_ray.search.showcase import read_showcase
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
+from cedm_ray.watching.curves import complete_curves
 
 GRID_COLUMNS = 8
 
 
 def publish(study: Study, space: SearchSpace, images: ImageSet) -> StudyResult | None:
-    """Write report.html, results.csv, result.json and samples.png anew from the records.
+    """Write report.html, results.csv, result.json and samples.png anew from the records, and what TensorBoard's curves
+    lack of them.
 
     Returns the result; None, and nothing is written, while the bound is unknown. Raises StorageError.
     """
@@ -39,6 +41,7 @@ def publish(study: Study, space: SearchSpace, images: ImageSet) -> StudyResult |
     write_table(result, study.table)
     write_report(result, rows, study.report)
     study.write_result(result_json(result))
+    complete_curves(study, space)
     return result
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from cedm_ray import durable
+from cedm_ray.data.pictures import png, sample_grid
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.report.figures import png, sample_grid
 from cedm_ray.search.results import Notice, Progress, Show
 from cedm_ray.search.sampling import Samples
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+import numpy as np
+
 from cedm_ray.clustering.bound import BoundResult
 from cedm_ray.metrics.agreement import Agreement, ClusterSizes
 
@@ -51,7 +53,8 @@ class Notice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a piece of work is. total: None where it is not known yet. ended: nothing more will be heard of it."""
+    """How far a piece of work is. total: None where it is not known yet. ended: nothing more will be heard of it.
+    milestone: a point that is worth a line in a log whenever it comes, such as a rung."""
 
     task: str
     done: float
@@ -59,6 +62,7 @@ class Progress:
     unit: str
     detail: str = ""
     ended: bool = False
+    milestone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,21 @@ class TrialReport:
     evaluate_s: float
     skipped_steps: int
     collapsed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RungSamples:
+    """The first images that a trial generated to be measured at a rung, for people to look at.
+
+    seeds: of the images, int64 [n]; under data-parallel training those of the first worker, else the first of all, so
+    that all trials of a study show the same ones as long as resources.trial.workers stays. images: uint8 [n, 3, S, S].
+    """
+
+    trial: str
+    rung: int
+    images_seen: int
+    seeds: np.ndarray
+    images: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

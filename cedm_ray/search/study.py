@@ -21,6 +21,7 @@
       best/                    the kept model                               driver
       evaluations/NAME-DIGEST.json  what `evaluate` measured of a model      evaluate
       result.json results.csv report.html samples.png bound.json bound.html driver, made anew from the records
+      tensorboard/NAME/        curves of a trial or a fit, for people       the task; the driver
       ray/                     Ray's own files: a cache, never read back
 
 Only this file names them. SSSS are sequence numbers; the order of a study's records is theirs and not a clock's.
@@ -105,6 +106,10 @@ class Study:
     @property
     def ray(self) -> Path:
         return self.path / "ray"
+
+    def tensorboard(self, name: str) -> Path:
+        """TensorBoard's run of a trial or a fit: made from what the task says and from the records, and none itself."""
+        return self.path / "tensorboard" / name
 
     @property
     def report(self) -> Path:

@@ -7,7 +7,7 @@ generator; the first one writes.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -27,12 +27,15 @@ from cedm_ray.search.checkpoints import CheckpointWriter
 from cedm_ray.search.evaluate import distance_to, image_statistics, low_rank_distance, merged_over_workers, own_share
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import Meaning, load_checkpoint
-from cedm_ray.search.results import Notice, TrialReport, trial_name
+from cedm_ray.search.results import Notice, RungSamples, TrialReport, trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
 # Progress is told so often, and at least every so many steps, so that no log is silent for long on slow hardware.
 PROGRESS_PER_RUNG, PROGRESS_STEPS = 50, 20
+
+SHOWN_IMAGES = 64
+"""How many of a rung's images are told of, to be looked at."""
 
 
 def load_assignment(study: Study, num_clusters: int) -> ClusterAssignment:
@@ -45,13 +48,14 @@ def load_assignment(study: Study, num_clusters: int) -> ClusterAssignment:
 
 def run_trial(
     study: Study, space: SearchSpace, num_clusters: int | None, *, device: str, seed: int = 0, final: bool = False
-) -> Iterator[TrainProgress | TrialReport | Notice]:
+) -> Iterator[TrainProgress | RungSamples | TrialReport | Notice]:
     """Train on C = `num_clusters` clusters (None: unconditionally) through all rungs of the space.
 
     seed: above 0 trains with other weights, order and noise on the same clusters, as a trial of its own. final: train
     on to finals.budget_kimg, which is one rung more and the only one that is reported.
-    Yields TrainProgress while training and one TrialReport at every rung, those of an earlier run included. Raises
-    InputDataError where the clustering gives no condition, IntegrityError, StorageError.
+    Yields TrainProgress while training and one TrialReport at every rung, those of an earlier run included, each one
+    that is new after its RungSamples, while there is no record of it yet. Raises InputDataError where the clustering
+    gives no condition, IntegrityError, StorageError.
     """
     images = open_image_set(study.images)
     meaning, classes = _conditions(study, space, images, num_clusters, seed)
@@ -90,7 +94,7 @@ def _rungs(
     training: tuple[tuple[float, ...], int, int],
     yardstick: tuple[Extractor, ReferenceFactor],
     writer: CheckpointWriter,
-) -> Iterator[TrainProgress | TrialReport | Notice]:
+) -> Iterator[TrainProgress | RungSamples | TrialReport | Notice]:
     """From rung to rung. training: their levels in thousands of images, the first rung whose recorded report is said
     again, and the seed. yardstick: the detector and its statistics of the training images."""
     levels, heard, seed = training
@@ -127,7 +131,14 @@ def _rungs(
         trained = time.monotonic()
         distance, collapsed = None, False
         if not diverged:
-            distance, collapsed = _measure(space, state, meaning, *yardstick)
+            distance, collapsed, images_shown = _measure(space, state, meaning, *yardstick)
+            yield RungSamples(
+                trial=meaning.trial,
+                rung=rung,
+                images_seen=state.images_seen,
+                seeds=np.asarray(own_share(space.evaluation.seeds)[: len(images_shown)], dtype=np.int64),
+                images=images_shown,
+            )
         report = TrialReport(
             trial=meaning.trial,
             rung=rung,
@@ -149,9 +160,11 @@ def _rungs(
 
 def _measure(
     space: SearchSpace, state: TrainState, meaning: Meaning, detector: Extractor, reference: ReferenceFactor
-) -> tuple[float, bool]:
-    """The distance of the averaged model's images to the training images, and whether they are all alike."""
-    batches = sample_on_device(
+) -> tuple[float, bool, np.ndarray]:
+    """The distance of the averaged model's images to the training images, whether they are all alike, and the first of
+    them, uint8 [n, 3, S, S]."""
+    shown = [np.empty((0, 3, meaning.image_size, meaning.image_size), dtype=np.uint8)]
+    generated = sample_on_device(
         state.ema,
         own_share(space.evaluation.seeds),
         config=space.rung_sampling,
@@ -159,9 +172,22 @@ def _measure(
         counts=np.asarray(meaning.counts, dtype=np.int64) if meaning.counts else None,
         device=state.device,
     )
+    batches = _keeping(shown, generated)
     if space.evaluation.num_samples < detector.dim and not torch.distributed.is_initialized():
-        return low_rank_distance(batches, detector, reference)
-    return distance_to(reference, merged_over_workers(image_statistics(batches, detector)))
+        distance, collapsed = low_rank_distance(batches, detector, reference)
+    else:
+        distance, collapsed = distance_to(reference, merged_over_workers(image_statistics(batches, detector)))
+    return distance, collapsed, np.concatenate(shown)
+
+
+def _keeping(shown: list[np.ndarray], batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The batches, of whose images the first are kept in `shown`."""
+    missing = SHOWN_IMAGES
+    for batch in batches:
+        if missing:
+            shown.append(batch[:missing].cpu().numpy())
+            missing -= len(shown[-1])
+        yield batch
 
 
 def _train(

@@ -151,8 +151,8 @@ def figure(
     import torch
 
     from cedm_ray import durable
+    from cedm_ray.data.pictures import png
     from cedm_ray.report import paired
-    from cedm_ray.report.figures import png
     from cedm_ray.search.confidence import open_confidence
     from cedm_ray.search.model import find_model, open_model
     from cedm_ray.search.results import UNCONDITIONAL

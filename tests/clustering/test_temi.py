@@ -139,6 +139,8 @@ def test_separated_blobs_are_found():
     assert majority / len(truth) > 0.95
     assert progress[-1].loss < progress[0].loss
     assert progress[-1].num_used == 5
+    # The blobs are equally large, so that the marginal of a fit that tells them apart is even.
+    assert progress[-1].marginal_entropy == pytest.approx(np.log(5), rel=0.02)
 
 
 def test_progress_and_fit_say_what_happened():
@@ -149,6 +151,7 @@ def test_progress_and_fit_say_what_happened():
     assert progress[-1].loss == pytest.approx(fit.head_losses.mean())
     assert progress[-1].learning_rate == pytest.approx(1e-3 * 32 / 256)
     assert progress[-1].num_used == fit.assignment.num_used
+    assert all(0 < p.marginal_entropy <= np.log(4) + 1e-6 for p in progress)
     assert fit.head_losses.shape == (3,)
     assert fit.head_losses.dtype == np.float64
     assert fit.best_head == fit.head_losses.argmin()

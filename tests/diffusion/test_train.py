@@ -1,6 +1,9 @@
 """Training against its promises: every split is the same optimization, a resumed run is the run, a bad step leaves
 no trace."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -26,8 +29,14 @@ def _state(config=CONFIG, unet=NET, augment=NO_AUGMENT, num_classes=4, seed=0) -
     return TrainState.create(unet, EDMConfig(), config, augment, 8, num_classes, seed, "cpu")
 
 
-def _run(state, until_images, config=CONFIG, augment=NO_AUGMENT, progress_every=10**9, pixels=PIXELS, classes=CLASSES):
-    progress = train(
+def _run(*arguments, **settings):
+    return list(_start(*arguments, **settings))
+
+
+def _start(
+    state, until_images, config=CONFIG, augment=NO_AUGMENT, progress_every=10**9, pixels=PIXELS, classes=CLASSES
+):
+    return train(
         state,
         pixels,
         classes,
@@ -39,7 +48,6 @@ def _run(state, until_images, config=CONFIG, augment=NO_AUGMENT, progress_every=
         total_kimg=10,
         progress_every=progress_every,
     )
-    return list(progress)
 
 
 def _assert_close(first, second, tolerance):
@@ -157,6 +165,33 @@ def test_progress_comes_at_its_intervals_and_at_the_end():
     assert all(p.loss > 0 and p.skipped_steps == 0 for p in progress)
 
 
+def test_progress_tells_the_norm_of_the_last_gradient():
+    state = _state()
+    progress = _run(state, 48)[-1]
+    # The gradients of the last step are still there.
+    squares = sum((weight.grad.double() ** 2).sum().item() for weight in state.net.parameters())
+    assert progress.gradient_norm == pytest.approx(math.sqrt(squares), rel=1e-5)
+
+
+def test_images_per_second_leave_out_what_is_done_between_two_progress_values(monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(training, "time", clock)
+    update = training.update_ema
+
+    def slow(*arguments):
+        clock.now += 0.5
+        update(*arguments)
+
+    monkeypatch.setattr(training, "update_ema", slow)
+    rates = []
+    for progress in _start(_state(), 96, progress_every=32):
+        rates.append(progress.images_per_s)
+        clock.now += 100
+    # Two steps of 16 images in a second.
+    assert rates == [32.0] * 3
+    assert _run(_state(), 0)[-1].images_per_s is None
+
+
 def test_interrupting_between_yields_leaves_a_whole_state():
     state, whole = _state(), _state()
     progress = train(
@@ -193,6 +228,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_whole():
     hook = state.net.net.map1.weight.register_hook(lambda gradient: gradient * float("inf"))
     (progress,) = _run(state, 64)
     hook.remove()
+    assert progress.gradient_norm is None
     assert state.images_seen == 64
     assert state.skipped_steps == progress.skipped_steps == 1
     assert progress.loss is None

@@ -8,7 +8,14 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
+from cedm_ray.distributed.tuning import (
+    DriverNews,
+    DriverScheduler,
+    DriverSearcher,
+    task_resources,
+    tune_folder,
+    tune_name,
+)
 from cedm_ray.errors import StorageError
 from cedm_ray.search.agenda import FitTask, TrainTask
 from cedm_ray.search.packing import Resources
@@ -188,11 +195,43 @@ def test_nothing_of_a_study_goes_into_tunes_pickles(study, space, shown):
 
 
 def test_workers_of_a_nested_trial_reserve_for_themselves_and_others_where_they_were_told_to():
-    held = {"nested": False, "cpus": 2, "gpus": 0.5, "memory_bytes": 2.0**31, "nodes": ["n1"]}
+    held = {"title": "cedm C=4", "nested": False, "cpus": 2, "gpus": 0.5, "memory_bytes": 2.0**31, "nodes": ["n1"]}
     plain = task_resources(held)
     assert plain.bundles == [{"CPU": 2, "GPU": 0.5, "memory": 2**31}]
     # Tune gives a process to another task only if that goes to the same machine.
-    assert plain == task_resources(held)
+    assert plain == task_resources(dict(held))
     assert plain != task_resources({**held, "nodes": ["n2"]})
     assert task_resources({**held, "cpus": 1, "gpus": 0, "memory_bytes": 0}).bundles == [{"CPU": 1}]
     assert task_resources({**held, "nested": True}).bundles == [{"node:__internal_head__": 0.001}]
+
+
+def test_a_process_goes_from_fit_to_fit_and_each_trial_has_its_own():
+    held = {"nested": False, "cpus": 1, "gpus": 0, "memory_bytes": 0, "nodes": ["n1"]}
+    four, eight = (held | {"title": f"cedm C={n}"} for n in (4, 8))
+    fit = {"repeat": 0}
+    assert task_resources(four | fit) == task_resources(eight | fit)
+    assert task_resources(four) == task_resources(dict(four))
+    different = [
+        task_resources(four),
+        task_resources(eight),
+        task_resources(four | fit),
+        task_resources(four | {"cpus": 2}),
+    ]
+    assert len(set(different)) == 4
+    copied = pickle.loads(pickle.dumps(different[0]))
+    assert copied == different[0]
+    assert hash(copied) == hash(different[0])
+
+
+def test_tunes_own_tables_and_folders_name_the_task():
+    trial = SimpleNamespace(trial_id="ab12_00003", config={"title": "cedm C=100"})
+    assert (tune_name(trial), tune_folder(trial)) == ("cedm C=100", "cedm-C=100-ab12_00003")
+
+
+def test_progress_tells_loss_and_pace_and_a_rung_is_a_milestone(study, space, shown):
+    result = {"images_seen": 250, "loss": 3.0, "images_per_s": 1234.5}
+    told = news(FakeDriver(study, space), shown)
+    told.on_trial_result(1, [], TRIAL, result)
+    told.on_trial_result(2, [], TRIAL, result | {"rung": 0})
+    assert [progress.detail for progress in shown] == ["loss 3, 1,234 images/s"] * 2
+    assert [progress.milestone for progress in shown] == [False, True]

@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 
 from cedm_ray import durable
+from cedm_ray.diffusion.sample import sample
 from cedm_ray.diffusion.train import DivergedError, TrainProgress
 from cedm_ray.errors import InputDataError, IntegrityError, StorageError
 from cedm_ray.search import checkpoints as checkpoints_module
 from cedm_ray.search import trial as trial_module
 from cedm_ray.search.evaluate import distance_to, image_statistics
 from cedm_ray.search.finals import FinalsConfig
-from cedm_ray.search.model import EMA_FILE, TRAINING_FILE
-from cedm_ray.search.results import Notice, TrialReport
+from cedm_ray.search.model import EMA_FILE, TRAINING_FILE, open_model
+from cedm_ray.search.results import Notice, RungSamples, TrialReport
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
 from cedm_ray.search.trial import load_assignment, run_trial
 
 C = 4
-# Batches of 64: four progress values, then a report, at each of the two rungs; a checkpoint every 128 images.
-EVENTS = 10
+# Batches of 64: four progress values, then images and a report, at each of the two rungs; a checkpoint every 128.
+EVENTS = 12
 
 
 class Killed(BaseException):
@@ -68,8 +69,8 @@ def whole(prepared, tiny_space, tmp_path_factory):
 def test_a_trial_trains_and_reports_at_every_rung(whole, tiny_space):
     study, events = whole
     kinds = [type(event) for event in events]
-    assert kinds == [*[TrainProgress] * 4, TrialReport] * 2
-    assert [e.images_seen for e in events] == [64, 128, 192, 256, 256, 320, 384, 448, 512, 512]
+    assert kinds == [*[TrainProgress] * 4, RungSamples, TrialReport] * 2
+    assert [e.images_seen for e in events] == [64, 128, 192, 256, 256, 256, 320, 384, 448, 512, 512, 512]
     first, second = study.reports("c00004")
     assert [first, second] == [e for e in events if isinstance(e, TrialReport)]
     assert (first.rung, second.rung) == (0, 1)
@@ -78,6 +79,25 @@ def test_a_trial_trains_and_reports_at_every_rung(whole, tiny_space):
     assert first.loss == pytest.approx(np.mean([e.loss for e in events[:4]]))
     # Two are kept.
     assert [p.name for p in sorted(study.checkpoints("c00004").iterdir())] == ["000000000384", "000000000512"]
+
+
+def test_the_images_of_a_rung_are_the_first_that_its_model_makes(whole, tiny_space):
+    study, events = whole
+    samples = [event for event in events if isinstance(event, RungSamples)][-1]
+    assert (samples.trial, samples.rung, samples.images_seen) == ("c00004", 1, 512)
+    assert samples.seeds.tolist() == list(range(32))
+    model = open_model(durable.newest_checkpoint(study.checkpoints("c00004")), "cpu")
+    counts = np.asarray(model.meaning.counts, dtype=np.int64)
+    settings = {"config": tiny_space.rung_sampling, "image_size": 8, "counts": counts, "device": "cpu"}
+    assert (samples.images == np.concatenate(list(sample(model.denoiser, range(32), **settings)))).all()
+
+
+def test_no_more_images_are_told_of_than_a_person_looks_at(fresh, tiny_space, monkeypatch):
+    monkeypatch.setattr(trial_module, "SHOWN_IMAGES", 20)
+    space = tiny_space.model_copy(update={"sampling": tiny_space.sampling.model_copy(update={"batch_size": 16})})
+    events = run(fresh, space, stop_after=5)
+    assert events[-1].seeds.tolist() == list(range(20))
+    assert events[-1].images.shape == (20, 3, 8, 8)
 
 
 @pytest.mark.parametrize("stop_after", range(1, EVENTS + 1))
@@ -142,8 +162,8 @@ def test_killed_while_a_checkpoint_is_written_falls_back_silently_to_the_one_bef
 
 @pytest.mark.parametrize("name", [EMA_FILE, TRAINING_FILE, durable.MANIFEST])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(whole, fresh, tiny_space, name):
-    run(fresh, tiny_space, stop_after=7)
-    # Dead in the middle of the second rung, with checkpoints at 256 and 384 (the seventh event came after the latter).
+    run(fresh, tiny_space, stop_after=8)
+    # Dead in the middle of the second rung, with checkpoints at 256 and 384.
     run(fresh, tiny_space, stop_after=4)
     newest = max(fresh.checkpoints("c00004").iterdir())
     assert newest.name == "000000000384"
@@ -159,7 +179,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(whole, 
 
 
 def test_a_checkpoint_damaged_behind_a_report_leaves_the_report_as_it_is(whole, fresh, tiny_space):
-    run(fresh, tiny_space, stop_after=5)
+    run(fresh, tiny_space, stop_after=6)
     newest = max(fresh.checkpoints("c00004").iterdir())
     assert newest.name == "000000000256"
     (newest / EMA_FILE).write_bytes(b"")
@@ -169,7 +189,7 @@ def test_a_checkpoint_damaged_behind_a_report_leaves_the_report_as_it_is(whole, 
 
 
 def test_all_checkpoints_damaged_is_an_integrity_error(fresh, tiny_space):
-    run(fresh, tiny_space, stop_after=5)
+    run(fresh, tiny_space, stop_after=6)
     for path in fresh.checkpoints("c00004").rglob(EMA_FILE):
         path.write_bytes(b"x")
     with pytest.raises(IntegrityError, match="no valid checkpoint is left"):
@@ -282,7 +302,7 @@ def test_a_report_is_not_acknowledged_before_its_checkpoint_is_durable(fresh, ti
 
     def measure(*arguments):
         measured.set()
-        return 1.0, False
+        return 1.0, False, np.empty((0, 3, 8, 8), dtype=np.uint8)
 
     def write(study, report):
         order.append(("report", report.images_seen))
