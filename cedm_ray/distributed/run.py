@@ -24,6 +24,7 @@ from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
 from cedm_ray.errors import ConfigurationError, InputDataError, TryAgainError
 from cedm_ray.features.store import open_features
+from cedm_ray.lock import exclusive_lock
 from cedm_ray.search.agenda import Goal
 from cedm_ray.search.clusterings import neighbors_features, read_labels
 from cedm_ray.search.driver import Driver
@@ -35,6 +36,7 @@ from cedm_ray.search.prepare import prepare_images, prepare_neighbors
 from cedm_ray.search.results import Notice, Show
 from cedm_ray.search.showcase import make_showcase
 from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.stop import obeying
 from cedm_ray.search.study import Study
 
 
@@ -95,7 +97,7 @@ def run_images(study: Study, space: SearchSpace, *, show: Show) -> ImageSet:
 def _driving(study: Study, space: SearchSpace, show: Show) -> Iterator[ImageSet]:
     """Be the study's only driver, with its space settled and its images there."""
     durable.check_writable(study.path)
-    with durable.exclusive_lock(study.lock):
+    with exclusive_lock(study.lock) as lock, obeying(study, lock):
         study.settle(space.settled())
         if (study.images / durable.MANIFEST).exists():
             yield prepare_images(study, space, show)

@@ -79,10 +79,10 @@ class DriverScheduler(_Unpickled, FIFOScheduler):
         self.driver, self.names = driver, names
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if "rung" not in result:
-            needless = self.driver.needless(self.names[trial.trial_id])
-            return TrialScheduler.STOP if needless else TrialScheduler.CONTINUE
         with _errors_end(self.driver):
+            if "rung" not in result:
+                needless = self.driver.needless(self.names[trial.trial_id])
+                return TrialScheduler.STOP if needless else TrialScheduler.CONTINUE
             decision = self.driver.judge(TrialReport(**{name: result[name] for name in _REPORT_FIELDS}))
             return TrialScheduler.CONTINUE if decision.status == "running" else TrialScheduler.STOP
         return TrialScheduler.STOP

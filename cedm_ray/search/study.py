@@ -3,6 +3,7 @@
     STUDY/
       space.json               the search space as it was settled           driver
       driver.lock  exit.json   who drives; how the last command ended       driver
+      stop.json                which driver was last asked to stop          stop
       images/                  the image set                                driver
       features/KEY/            features of one extractor                    extraction
       neighbors.safetensors    nearest neighbours                           driver
@@ -36,6 +37,7 @@ import numpy as np
 
 from cedm_ray import durable
 from cedm_ray.errors import ConfigurationError, IntegrityError
+from cedm_ray.lock import refuse_if_overtaken
 from cedm_ray.search.results import UNCONDITIONAL, Decision, TrialReport
 
 
@@ -151,6 +153,23 @@ class Study:
             mend = "give the folder of a study; cedm-ray search SPACE --study FOLDER begins one"
             raise ConfigurationError(f"{self.path.absolute()} is not a study", mend=mend) from None
 
+    # Who drives ----------------------------------------------------------------------------------------------
+
+    def confirm(self) -> None:
+        """Raise LockedError where this process drives the study, as far as it knows, and another does by now. Every
+        record of a driver asks this before it is written; a task's records are protected by never changing."""
+        refuse_if_overtaken(self.lock)
+
+    def ask_to_stop(self, mark: str) -> None:
+        """Ask the driver of that mark (`Owner.mark`) to end, wherever it runs. What is asked of one holds for no other,
+        so a request that nobody took up stops nobody later."""
+        durable.replace_record(self.path / "stop.json", {"mark": mark})
+
+    def asked_to_stop(self, mark: str) -> bool:
+        """Whether the driver of that mark was asked to end."""
+        path = self.path / "stop.json"
+        return path.exists() and durable.read_record(path)["mark"] == mark
+
     # Records -------------------------------------------------------------------------------------------------
 
     def write_fit(self, fit: FitRecord, name: str, tensors: Mapping[str, np.ndarray], provenance: Mapping) -> None:
@@ -164,7 +183,13 @@ class Study:
 
     def write_candidates(self, order: Sequence[int]) -> None:
         """Record the C to train, in the order in which they are started."""
+        self.confirm()
         durable.write_record(self.path / "candidates.json", {"order": list(order)})
+
+    def candidates(self) -> tuple[int, ...]:
+        """The C to train in the order in which they are started; empty while that is not on record."""
+        path = self.path / "candidates.json"
+        return tuple(durable.read_record(path)["order"]) if path.exists() else ()
 
     def write_report(self, report: TrialReport) -> None:
         folder = self.path / "trials" / report.trial / "reports"
@@ -175,12 +200,18 @@ class Study:
         folder = self.path / "trials" / trial / "reports"
         return [TrialReport(**durable.read_record(path)) for path in _listing(folder, "*.json")]
 
+    def images_saved(self, trial: str) -> int:
+        """Images seen at a trial's newest finished checkpoint, whose content is not checked here; 0 without any."""
+        found = _listing(self.checkpoints(trial), f"*/{durable.MANIFEST}")
+        return max((int(path.parent.name) for path in found), default=0)
+
     def trials(self) -> list[str]:
         """Names of all trials that left anything."""
         found = [path.name for path in _listing(self.path / "trials", "*") if path.is_dir()]
         return [name for name in found if re.fullmatch(rf"{UNCONDITIONAL}|c\d{{5,}}", name)]
 
     def write_decision(self, decision: Decision) -> None:
+        self.confirm()
         path = self.path / "decisions" / f"{decision.sequence:06d}.json"
         durable.write_record(path, dataclasses.asdict(decision))
 
@@ -190,6 +221,7 @@ class Study:
 
     def write_failure(self, task: str, text: str) -> None:
         """Record that all attempts at a task failed, with the text of the last error."""
+        self.confirm()
         durable.write_record(self.path / "failures" / f"{task}.json", {"text": text})
 
     def failures(self) -> dict[str, str]:
@@ -215,6 +247,7 @@ class Study:
 
     def write_timing(self, stage: str, seconds: float) -> None:
         """Record the wall seconds that a stage took in one run."""
+        self.confirm()
         self._append("timings", 4, {"stage": stage, "seconds": round(seconds, 3)})
 
     def stage_s(self) -> dict[str, float]:
@@ -226,7 +259,13 @@ class Study:
 
     def write_exit(self, code: int, text: str) -> None:
         """State how the last command ended, because a job runner may flatten the exit code."""
+        self.confirm()
         durable.replace_record(self.path / "exit.json", {"code": code, "text": text})
+
+    def read_exit(self) -> dict[str, Any] | None:
+        """How the last command that drove the study ended, `code` and `text`; None where none has ended yet."""
+        path = self.path / "exit.json"
+        return durable.read_record(path) if path.exists() else None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """The result for other programs; made anew from the records by every command that ends."""
