@@ -11,6 +11,7 @@ import click
 
 from cedm_ray.errors import CedmError, ConfigurationError, LockedError, StorageError
 from cedm_ray.verbs.clustering import bound, cluster, features
+from cedm_ray.verbs.control import status, stop, watch
 from cedm_ray.verbs.evaluation import evaluate
 from cedm_ray.verbs.models import train
 from cedm_ray.verbs.planning import plan
@@ -35,7 +36,7 @@ def cli(context: click.Context, debug: bool) -> None:
     context.obj["debug"] = debug
 
 
-for _verb in (search, plan, features, bound, cluster, train, sample, figure, evaluate, report):
+for _verb in (search, plan, features, bound, cluster, train, sample, figure, evaluate, report, status, watch, stop):
     cli.add_command(_verb)
 
 

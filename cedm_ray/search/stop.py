@@ -94,6 +94,6 @@ def _signalled(owner: Owner) -> bool:
 
 
 def _is_there(study: Study, owner: Owner) -> bool:
-    """Whether the owner still holds the lock, or still runs here: it writes down how it ended after letting go."""
+    """Whether the owner still holds the lock, or still runs here: how it ended it writes down after letting go."""
     now = driver_at_work(study)
     return owner.is_here or (now is not None and now.mark == owner.mark)

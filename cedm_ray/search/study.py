@@ -200,6 +200,14 @@ class Study:
         folder = self.path / "trials" / trial / "reports"
         return [TrialReport(**durable.read_record(path)) for path in _listing(folder, "*.json")]
 
+    def begin_trial(self, trial: str) -> None:
+        """Have it on record that a trial is under way. Raises StorageError where nothing could be kept of it."""
+        durable.check_writable(self.checkpoints(trial))
+
+    def has_begun(self, trial: str) -> bool:
+        """Whether a trial was ever under way."""
+        return self.checkpoints(trial).parent.exists()
+
     def images_saved(self, trial: str) -> int:
         """Images seen at a trial's newest finished checkpoint, whose content is not checked here; 0 without any."""
         found = _listing(self.checkpoints(trial), f"*/{durable.MANIFEST}")
