@@ -24,6 +24,15 @@ def options(*names: str) -> Callable:
             help="Labels to compare with, for evaluation only: *.npz, *.parquet or *.pt with an integer for each "
             "image, or the word folders, where each folder is a class.",
         ),
+        "gpus": click.option(
+            "--gpus", metavar="NxNAME", help="GPUs to plan for, such as 8xA100; default: this machine's."
+        ),
+        "rate": click.option(
+            "--rate",
+            metavar="IMAGES_PER_S",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Measured training speed to plan with, of one GPU, or of one trial on CPUs.",
+        ),
         "trial": click.option("--trial", metavar="NAME", help="Trial, such as c00020; default: the best model."),
     }
 
