@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).parent / "ray"
 MARK = "CEDM_RAY_TEST_MARK"
 # On a machine that many share a job of ten seconds may take minutes; what is asked is asked again and again until then.
-PATIENCE_S = 400
+PATIENCE_S, HEADS = 1200, 5
 
 SPACE = {
     "name": "submission",
@@ -76,6 +76,7 @@ class Head:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(PATIENCE_S),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
@@ -102,7 +103,9 @@ class Head:
             )
 
     def answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
+        # Its dashboard may answer before the head has given itself up.
+        if "Ray runtime started" not in self.log.read_text():
+            return False
         try:
             return self.ask("jobs/") is not None
         except OSError:
@@ -194,12 +197,17 @@ def until(true, what: str, every_s: float = 0.2):
 
 @pytest.fixture(scope="module")
 def head():
-    head = Head()
-    try:
-        until(head.answers, f"the head did not answer:\n{head.log.read_text()}")
-        yield head
-    finally:
-        head.end()
+    """A head that answers. On a machine that is very busy Ray gives one up that did not start within 30 seconds."""
+    for _ in range(HEADS):
+        head = Head()
+        try:
+            if until(lambda head=head: head.answers() or head.process.poll() is not None, "no head") and head.answers():
+                yield head
+                return
+            told = head.log.read_text()
+        finally:
+            head.end()
+    pytest.fail(f"no head could be started: {told}")
 
 
 @pytest.fixture

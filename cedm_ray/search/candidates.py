@@ -2,8 +2,9 @@
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from cedm_ray.config import Config
@@ -14,14 +15,17 @@ class CandidatesConfig(Config):
     """The grid of C inside [low, C_max].
 
     explicit: the C to train; those above C_max are left out. None: `count` values spaced evenly in log C.
-    low: the smallest C of the spaced grid, at least 2. count: how many, at least 1.
+    low: the smallest C of the spaced grid, at least 2. count: how many, at least 1. best_first: C of an earlier search,
+    the best first; candidates are started in that order, those in between by the place that theirs comes to in log C.
+    None: in an order drawn by the seed.
     """
 
     explicit: tuple[int, ...] | None = None
     low: int = Field(default=2, ge=2)
     count: int = Field(default=6, ge=1)
+    best_first: tuple[int, ...] | None = None
 
-    @field_validator("explicit")
+    @field_validator("explicit", "best_first")
     @classmethod
     def _usable(cls, explicit: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if explicit is not None and (not explicit or min(explicit) < 2 or len(set(explicit)) < len(explicit)):
@@ -30,7 +34,8 @@ class CandidatesConfig(Config):
 
 
 def candidates(config: CandidatesConfig, c_max: int, seed: int) -> tuple[int, ...]:
-    """The C to train, both ends of [low, c_max] included (the paper's bounded grid, Sec. 3.3), shuffled by `seed`.
+    """The C to train, both ends of [low, c_max] included (the paper's bounded grid, Sec. 3.3), shuffled by `seed` or,
+    where the configuration has an order of an earlier search, in that.
 
     Raises ConfigurationError where nothing of the grid lies within the bound.
     """
@@ -48,6 +53,18 @@ def candidates(config: CandidatesConfig, c_max: int, seed: int) -> tuple[int, ..
         what = f"none of candidates.explicit {list(config.explicit)}" if config.explicit else f"no C >= {config.low}"
         mend = "begin another study whose `candidates` reach lower"
         raise ConfigurationError(f"{what} lies within C_max = {c_max}", mend=mend)
+    if config.best_first is not None:
+        return _ordered_by(config.best_first, order)
     # Shuffled, because under ASHA the first trial at a rung always goes on: a rising order would favor small C.
     random.Random(seed).shuffle(order)
     return tuple(order)
+
+
+def _ordered_by(best_first: Sequence[int], grid: Sequence[int]) -> tuple[int, ...]:
+    """The grid by the places that its C have in `best_first`, in between by interpolation in log C; outside, as the
+    nearest. Of equal places the smaller C is first."""
+    known = sorted(best_first)
+    places = [best_first.index(c) for c in known]
+    # Rounded, so that what is halfway is equal on every machine.
+    found = np.interp(np.log(grid), np.log(known), places).round(9)
+    return tuple(c for _, c in sorted(zip(found.tolist(), grid, strict=True)))

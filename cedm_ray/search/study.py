@@ -73,6 +73,10 @@ class Study:
     def features(self, key: str) -> Path:
         return self.path / "features" / key[:16]
 
+    def features_kept(self) -> list[Path]:
+        """The folders of all finished features, each named after its key."""
+        return [path.parent for path in _listing(self.path / "features", "*/features.json")]
+
     @property
     def neighbors(self) -> Path:
         return self.path / "neighbors.safetensors"

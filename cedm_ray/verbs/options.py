@@ -55,6 +55,20 @@ def open_study(space: Path, study: Path, images: str | None):
     return place, read
 
 
+def open_like(like: Path, space: Path | None, study: Path, images: str | None):
+    """(the study, its space, the earlier study) for a search that is begun like an earlier one; notes the study for
+    exit.json."""
+    from cedm_ray.search.likeness import like_space
+    from cedm_ray.search.space import read_space
+    from cedm_ray.search.study import Study
+
+    place, old = Study(study), Study(like)
+    given = None if space is None else read_space(space, images=images)
+    read = like_space(old, place, given, images)
+    click.get_current_context().find_root().obj["study"] = place
+    return place, read, old
+
+
 def open_finished(study: Path):
     """An existing study and the space that it was begun with, for a verb that only reads."""
     from cedm_ray.search.space import SearchSpace

@@ -183,9 +183,12 @@ def _budget_lines(budget, hardware: str) -> list[str]:
 
 def _span(span) -> str:
     """`375 (200-515)`, or one figure where there is no doubt."""
-    if f"{span.low:,.3g}" == f"{span.high:,.3g}":
-        return f"{span.mean:,.3g}"
-    return f"{span.mean:,.3g} ({span.low:,.3g}-{span.high:,.3g})"
+    low, mean, high = (_figure(value) for value in (span.low, span.mean, span.high))
+    return mean if low == high else f"{mean} ({low}-{high})"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _bytes(count: float) -> str:
