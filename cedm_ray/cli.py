@@ -12,6 +12,7 @@ import click
 from cedm_ray.allocator import keep_freed_memory
 from cedm_ray.errors import CedmError, ConfigurationError, LockedError, StorageError
 from cedm_ray.verbs.clustering import bound, cluster, features
+from cedm_ray.verbs.control import status, stop, watch
 from cedm_ray.verbs.evaluation import evaluate
 from cedm_ray.verbs.images import images
 from cedm_ray.verbs.models import train
@@ -37,7 +38,8 @@ def cli(context: click.Context, debug: bool) -> None:
     context.obj["debug"] = debug
 
 
-for _verb in (search, plan, images, features, bound, cluster, train, sample, figure, evaluate, report):
+_VERBS = (search, plan, images, features, bound, cluster, train, sample, figure, evaluate, report, status, watch, stop)
+for _verb in _VERBS:
     cli.add_command(_verb)
 
 

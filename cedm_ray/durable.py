@@ -1,4 +1,4 @@
-"""The one place that makes bytes durable: atomic, checksummed writes and reads, checkpoints, and the study's lock.
+"""The one place that makes bytes durable: atomic, checksummed writes and reads, and checkpoints.
 
 A write is: temporary file beside the target, flush, fsync, rename, fsync of the folder. Whoever dies in between leaves
 a hidden temporary file and the old state; nothing torn is ever visible under a real name. Every format carries a
@@ -8,20 +8,17 @@ in last. Nothing is ever unpickled.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
-import socket
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ import safetensors
 import safetensors.numpy
 
 from cedm_ray.config import canonical_json
-from cedm_ray.errors import IntegrityError, LockedError, StorageError
+from cedm_ray.errors import IntegrityError, StorageError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -334,35 +331,3 @@ def keep_checkpoints(parent: Path, count: int) -> None:
 
 def _finished_checkpoints(parent: Path) -> list[Path]:
     return sorted(path.parent for path in Path(parent).glob(f"*/{MANIFEST}"))
-
-
-# The lock -----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold `path` as the only driver. Raises LockedError naming the holder's host, process and start.
-
-    The kernel keeps the lock (flock; on NFS it is the server's), so it ends with the process however that dies, and a
-    dead owner's lock is simply taken. The file's text only names the holder. A process that is merely stopped still
-    holds it.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - it stays open as long as the lock is held.
-    except OSError as error:
-        raise storage_error(error, path, 0) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            mend = "wait for it, or stop it; this command continues where it stopped"
-            raise LockedError(f"{path.parent.absolute()} is in use by {holder}", mend=mend) from None
-        file.truncate(0)
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
-        file.flush()
-        yield

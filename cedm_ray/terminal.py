@@ -209,14 +209,22 @@ def _duration(seconds: float) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on standard output; the last column is text, the others are right-aligned. None is shown as a dash."""
-    cells = [list(columns), *([("–" if cell is None else str(cell)) for cell in row] for row in rows)]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    """A table on standard output, as `table_lines` below a title."""
     if title:
         print(title)
+    for line in table_lines(columns, rows):
+        print(line)
+
+
+def table_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """A table's lines; the last column is text, the others are right-aligned. None is shown as a dash."""
+    cells = [list(columns), *([("–" if cell is None else str(cell)) for cell in row] for row in rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    lines = []
     for row in cells:
         padded = [cell.rjust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
-        print("  ".join([*padded, row[-1]]).rstrip())
+        lines.append("  ".join([*padded, row[-1]]).rstrip())
+    return lines
 
 
 def print_result(result: StudyResult) -> None:

@@ -1,17 +1,14 @@
-"""durable.py against the faults it exists for: kills, truncation, flipped bits, full storage, two drivers."""
+"""durable.py against the faults it exists for: kills, truncation, flipped bits, full storage."""
 
 import errno
 import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cedm_ray import durable
-from cedm_ray.errors import IntegrityError, LockedError, StorageError
+from cedm_ray.errors import IntegrityError, StorageError
 
 
 def names(folder):
@@ -234,31 +231,3 @@ def test_old_checkpoints_and_unfinished_ones_are_removed(tmp_path):
     (tmp_path / "000250").mkdir()
     durable.keep_checkpoints(tmp_path, 2)
     assert names(tmp_path) == ["000200", "000300"]
-
-
-HOLD = textwrap.dedent("""
-    import sys
-    from pathlib import Path
-    from cedm_ray.durable import exclusive_lock
-    with exclusive_lock(Path(sys.argv[1])):
-        print("held", flush=True)
-        sys.stdin.read()
-""")
-
-
-def test_a_second_driver_is_refused_by_name_and_a_dead_owner_is_overtaken(tmp_path):
-    path = tmp_path / "driver.lock"
-    command = [sys.executable, "-c", HOLD, str(path)]
-    owner = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
-    )
-    try:
-        assert owner.stdout.readline() == "held\n"
-        with pytest.raises(LockedError, match=f"process {owner.pid} on ") as caught, durable.exclusive_lock(path):
-            pass
-        assert caught.value.exit_code == 6
-    finally:
-        owner.kill()
-        owner.communicate()
-    with durable.exclusive_lock(path):
-        assert f"process {os.getpid()} " in path.read_text()

@@ -86,7 +86,8 @@ def what_counts(result: dict) -> dict:
     del plain["stage_s"]
     for trial in plain["trials"]:
         for report in trial["reports"]:
-            del report["train_s"], report["evaluate_s"], report["loss"]
+            # Where a process took over in between, these are of the time since.
+            del report["train_s"], report["evaluate_s"], report["loss"], report["trained_images"]
     return plain
 
 

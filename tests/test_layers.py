@@ -11,6 +11,7 @@ LAYERS = {
     "errors": 0,
     "allocator": 0,
     "durable": 0,
+    "lock": 0,
     "config": 0,
     "data": 1,
     "features": 2,

@@ -27,9 +27,11 @@ from cedm_ray.evaluation.evaluate import evaluate
 from cedm_ray.evaluation.requests import Request
 from cedm_ray.features.store import open_features
 from cedm_ray.features.weight_files import cache_folder
+from cedm_ray.lock import exclusive_lock
 from cedm_ray.search.agenda import Goal
 from cedm_ray.search.clusterings import neighbors_features, read_labels
 from cedm_ray.search.driver import Driver
+from cedm_ray.search.likeness import reuse_records
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import keep_model
 from cedm_ray.search.outcome import dead_end, restore, study_result
@@ -38,21 +40,33 @@ from cedm_ray.search.prepare import prepare_images, prepare_neighbors
 from cedm_ray.search.results import Notice, Show
 from cedm_ray.search.showcase import make_showcase
 from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.stop import obeying
 from cedm_ray.search.study import Study
 
 _REMEMBER_S = 1.0
 
 
 def run_study(
-    study: Study, space: SearchSpace, goal: Goal, *, address: str | None, show: Show, labels: str | None = None
+    study: Study,
+    space: SearchSpace,
+    goal: Goal,
+    *,
+    address: str | None,
+    show: Show,
+    labels: str | None = None,
+    like: Study | None = None,
 ) -> ImageSet:
     """Bring the study to the goal, and at the end of a search keep the best model, and measure it where finals.evaluate
     says so. Returns the image set.
 
     address: as `ray_cluster`; Ray is not started where nothing is left to do. show: takes what the user should see.
-    labels: as `read_labels`, for what is shown of the fits and for nothing else. Raises the errors of `errors.py`.
+    labels: as `read_labels`, for what is shown of the fits and for nothing else. like: an earlier study, whose
+    features, neighbors and fits are taken over as far as they are those of the same images. Raises the errors of
+    `errors.py`.
     """
     with _driving(study, space, show) as images:
+        if like is not None:
+            reuse_records(like, study, space, images, show)
         most = max((goal.num_clusters or 0, *goal.sizes))
         if most > len(images):
             raise ConfigurationError(f"C must not exceed the {len(images):,} images, got {most}")
@@ -103,8 +117,8 @@ def run_images(study: Study, space: SearchSpace, *, show: Show) -> ImageSet:
 def _driving(study: Study, space: SearchSpace, show: Show) -> Iterator[ImageSet]:
     """Be the study's only driver, with its space settled and its images there."""
     durable.check_writable(study.path)
-    with durable.exclusive_lock(study.lock):
-        study.settle(space.settled())
+    with exclusive_lock(study.lock) as lock, obeying(study, lock):
+        study.settle(space.settled(), SearchSpace.completed)
         if (study.images / durable.MANIFEST).exists():
             yield prepare_images(study, space, show)
             return

@@ -83,9 +83,9 @@ class DriverScheduler(_Unpickled, FIFOScheduler):
         self._idle_since: float | None = None
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if "rung" not in result:
-            return TrialScheduler.STOP if self._is_to_end(trial) else TrialScheduler.CONTINUE
         with _errors_end(self.driver):
+            if "rung" not in result:
+                return TrialScheduler.STOP if self._is_to_end(trial) else TrialScheduler.CONTINUE
             decision = self.driver.judge(TrialReport(**{name: result[name] for name in _REPORT_FIELDS}))
             return TrialScheduler.CONTINUE if decision.status == "running" else TrialScheduler.STOP
         return TrialScheduler.STOP

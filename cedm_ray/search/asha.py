@@ -270,7 +270,8 @@ class Asha:
             return False
         if decision.status == "stopped":
             return again == decision
-        return decision.reason.endswith((_ALONE, _FIELD_UNKNOWN)) or (again.status != "stopped" and decision.cutoff is None)
+        unasked = decision.reason.endswith((_ALONE, _FIELD_UNKNOWN))
+        return unasked or (again.status != "stopped" and decision.cutoff is None)
 
 
 def _seed(report: TrialReport) -> int:

@@ -2,9 +2,10 @@
 
 import math
 import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from cedm_ray.config import Config
@@ -19,7 +20,8 @@ class CandidatesConfig(Config):
     the largest lie where they lie wherever C_max comes to be in its bracket, so that they are trained while the bound's
     fine grid still runs; the last step, to C_max, is then up to the root of two longer or shorter than the others.
     refine: how many times the search then looks more finely around the best C so far, at the middles (in log C) towards
-    its neighbors on both sides.
+    its neighbors on both sides. best_first: C of an earlier search, the best first; candidates are started in that
+    order, those in between by the place that theirs comes to in log C. None: in an order drawn by the seed.
     """
 
     explicit: tuple[int, ...] | None = None
@@ -27,8 +29,9 @@ class CandidatesConfig(Config):
     count: int = Field(default=6, ge=1)
     early: bool = False
     refine: int = Field(default=0, ge=0)
+    best_first: tuple[int, ...] | None = None
 
-    @field_validator("explicit")
+    @field_validator("explicit", "best_first")
     @classmethod
     def _usable(cls, explicit: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if explicit is not None and (not explicit or min(explicit) < 2 or len(set(explicit)) < len(explicit)):
@@ -39,7 +42,8 @@ class CandidatesConfig(Config):
 def candidates(
     config: CandidatesConfig, c_max: int, seed: int, bracket: tuple[int, int] | None = None
 ) -> tuple[int, ...]:
-    """The C to train, both ends of [low, c_max] included (the paper's bounded grid, Sec. 3.3), shuffled by `seed`.
+    """The C to train, both ends of [low, c_max] included (the paper's bounded grid, Sec. 3.3), shuffled by `seed` or,
+    where the configuration has an order of an earlier search, in that.
 
     bracket: the C of the climb that c_max lies between, which place the grid if config.early; None = not known.
 
@@ -64,9 +68,7 @@ def candidates(
         what = f"none of candidates.explicit {list(config.explicit)}" if config.explicit else f"no C >= {config.low}"
         mend = "begin another study whose `candidates` reach lower"
         raise ConfigurationError(f"{what} lies within C_max = {c_max}", mend=mend)
-    # Shuffled, because under ASHA the first trial at a rung always goes on: a rising order would favor small C.
-    random.Random(seed).shuffle(order)
-    return tuple(order)
+    return _ordered(config, order, seed)
 
 
 def certain_candidates(config: CandidatesConfig, possible: Mapping[int, tuple[int, int]], seed: int) -> tuple[int, ...]:
@@ -81,9 +83,7 @@ def certain_candidates(config: CandidatesConfig, possible: Mapping[int, tuple[in
             grids.append(set(candidates(config, c_max, seed, bracket)))
         except ConfigurationError:
             return ()
-    order = sorted(set.intersection(*grids)) if grids else []
-    random.Random(seed).shuffle(order)
-    return tuple(order)
+    return _ordered(config, sorted(set.intersection(*grids)) if grids else [], seed)
 
 
 def refined(tried: Collection[int], best: int) -> tuple[int, ...]:
@@ -95,3 +95,22 @@ def refined(tried: Collection[int], best: int) -> tuple[int, ...]:
     place = order.index(best)
     sides = [(a, b) for a, b in pairwise(order[max(0, place - 1) : place + 2])]
     return tuple(middle for a, b in sides if a < (middle := round(math.sqrt(a * b))) < b)
+
+
+def _ordered(config: CandidatesConfig, grid: list[int], seed: int) -> tuple[int, ...]:
+    if config.best_first is not None and grid:
+        return _ordered_by(config.best_first, grid)
+    # Shuffled, because under ASHA the first trial at a rung always goes on: a rising order would favor small C.
+    order = list(grid)
+    random.Random(seed).shuffle(order)
+    return tuple(order)
+
+
+def _ordered_by(best_first: Sequence[int], grid: Sequence[int]) -> tuple[int, ...]:
+    """The grid by the places that its C have in `best_first`, in between by interpolation in log C; outside, as the
+    nearest. Of equal places the smaller C is first."""
+    known = sorted(best_first)
+    places = [best_first.index(c) for c in known]
+    # Rounded, so that what is halfway is equal on every machine.
+    found = np.interp(np.log(grid), np.log(known), places).round(9)
+    return tuple(c for _, c in sorted(zip(found.tolist(), grid, strict=True)))

@@ -78,13 +78,16 @@ class Driver:
         return self.over and not self.live
 
     def needless(self, name: str) -> bool:
-        """Whether a running task is to be stopped: nothing is wanted any more, or not this."""
+        """Whether a running task is to be stopped: nothing is wanted any more, or not this. Raises as `next_task`."""
+        self.study.confirm()
         return self.over or name in self.agenda.unneeded
 
     def next_task(self) -> tuple[Task, Resources] | None:
-        """A task that fits on what is free, with what it will hold; None where there is none now."""
+        """A task that fits on what is free, with what it will hold; None where there is none now. Raises LockedError
+        where another driver has overtaken this one."""
         if self.over:
             return None
+        self.study.confirm()
         cluster = self._cluster()
         room = Room(cluster)
         for _, held in self.live.values():

@@ -99,7 +99,9 @@ class TrialReport:
 
     distance: None where training diverged. loss: mean training loss since the previous rung, or since the process
     began where it took over in between; None where no step was finite. train_s and evaluate_s: seconds of this rung
-    alone. collapsed: the generated images are all alike.
+    alone, those before a process took over left out. collapsed: the generated images are all alike. trained_images:
+    those that train_s was spent on. gpus: that the trial held, all workers together, shares allowed; 0 on a CPU. Both
+    are None in the records of version 0.1.
     """
 
     trial: str
@@ -112,6 +114,18 @@ class TrialReport:
     evaluate_s: float
     skipped_steps: int
     collapsed: bool
+    trained_images: int | None = None
+    gpus: float | None = None
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Of training alone, all workers together; None where it is not on record."""
+        return self.trained_images / self.train_s if self.trained_images and self.train_s else None
+
+    @property
+    def gpu_h(self) -> float | None:
+        """GPU-hours of this rung, its evaluation included; None where they are not on record."""
+        return None if self.gpus is None else self.gpus * (self.train_s + self.evaluate_s) / 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -116,9 +116,6 @@ class SearchSpace(Config):
         del plain["resources"], plain["checkpoints"], plain["images"]["source"], plain["features"]["batch_size"]
         # What the lower end and k-means find says itself how it was found.
         del plain["lower_bound"], plain["kmeans"], plain["finals"]["evaluate"]
-        if not plain["candidates"]["early"]:
-            # Studies that were begun before there was such a key go on.
-            del plain["candidates"]["early"]
         for key in ("preset", "head_group", "memory_budget_gib", "compile"):
             del plain["clustering"][key]
         del plain["training"]["microbatch"], plain["training"]["compile"], plain["sampling"]["batch_size"]
@@ -128,6 +125,11 @@ class SearchSpace(Config):
     def from_settled(cls, settled: dict[str, Any]) -> "SearchSpace":
         """The space of a study, from what `settled` kept: what it did not keep has the defaults."""
         return cls.model_validate(settled)
+
+    @classmethod
+    def completed(cls, settled: dict[str, Any]) -> dict[str, Any]:
+        """What an earlier version of `settled` kept, with the keys that have come since at their defaults."""
+        return cls.from_settled(settled).settled()
 
 
 def read_space(path: Path | str, *, images: str | None = None) -> SearchSpace:

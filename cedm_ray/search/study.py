@@ -3,6 +3,7 @@
     STUDY/
       space.json               the search space as it was settled           driver
       driver.lock  exit.json   who drives; how the last command ended       driver
+      stop.json                which driver was last asked to stop          stop
       images/                  the image set                                driver
       features/KEY/            features of one extractor                    extraction
       neighbors.safetensors    nearest neighbours                           driver
@@ -28,7 +29,7 @@ Only this file names them. SSSS are sequence numbers; the order of a study's rec
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ import numpy as np
 
 from cedm_ray import durable
 from cedm_ray.errors import ConfigurationError, IntegrityError
+from cedm_ray.lock import refuse_if_overtaken
 from cedm_ray.search.results import TRIAL_PATTERN, Decision, TrialReport
 
 
@@ -71,6 +73,10 @@ class Study:
 
     def features(self, key: str) -> Path:
         return self.path / "features" / key[:16]
+
+    def features_kept(self) -> list[Path]:
+        """The folders of all finished features, each named after its key."""
+        return [path.parent for path in _listing(self.path / "features", "*/features.json")]
 
     @property
     def neighbors(self) -> Path:
@@ -134,16 +140,19 @@ class Study:
         """Whether a study was ever begun here."""
         return (self.path / "space.json").exists()
 
-    def settle(self, settled: Mapping[str, Any]) -> None:
+    def settle(self, settled: Mapping[str, Any], completed: Callable[[dict], dict] | None = None) -> None:
         """Fix the configuration of a new study, or check that a resumed one is given the same.
 
-        settled: SearchSpace.settled(). Raises ConfigurationError naming every difference.
+        settled: SearchSpace.settled(). completed: SearchSpace.completed, so that a study which was begun before there
+        was some key goes on with its default; None = what is on record has all keys. Raises ConfigurationError naming
+        every difference.
         """
         path = self.path / "space.json"
         if not path.exists():
             durable.write_record(path, settled)
             return
-        differences = list(_differences(durable.read_record(path), settled, ""))
+        begun = durable.read_record(path)
+        differences = list(_differences(completed(begun) if completed is not None else begun, settled, ""))
         if differences:
             mend = "give the space that the study was begun with, or another --study for the new one"
             raise ConfigurationError(f"{self.path} was begun with another space: " + "; ".join(differences), mend=mend)
@@ -155,6 +164,23 @@ class Study:
         except (FileNotFoundError, NotADirectoryError):
             mend = "give the folder of a study; cedm-ray search SPACE --study FOLDER begins one"
             raise ConfigurationError(f"{self.path.absolute()} is not a study", mend=mend) from None
+
+    # Who drives ----------------------------------------------------------------------------------------------
+
+    def confirm(self) -> None:
+        """Raise LockedError where this process drives the study, as far as it knows, and another does by now. Every
+        record of a driver asks this before it is written; a task's records are protected by never changing."""
+        refuse_if_overtaken(self.lock)
+
+    def ask_to_stop(self, mark: str) -> None:
+        """Ask the driver of that mark (`Owner.mark`) to end, wherever it runs. What is asked of one holds for no other,
+        so a request that nobody took up stops nobody later."""
+        durable.replace_record(self.path / "stop.json", {"mark": mark})
+
+    def asked_to_stop(self, mark: str) -> bool:
+        """Whether the driver of that mark was asked to end."""
+        path = self.path / "stop.json"
+        return path.exists() and durable.read_record(path)["mark"] == mark
 
     # Records -------------------------------------------------------------------------------------------------
 
@@ -169,12 +195,18 @@ class Study:
 
     def write_candidates(self, order: Sequence[int], wave: int = 0) -> None:
         """Record the C to train, in the order in which they are started. wave: above 0 for a refinement."""
+        self.confirm()
         name = f"candidates-{wave:03d}.json" if wave else "candidates.json"
         durable.write_record(self.path / name, {"order": list(order)})
 
     def refinements(self) -> list[tuple[int, ...]]:
         """The C of every refinement so far."""
         return [tuple(durable.read_record(path)["order"]) for path in _listing(self.path, "candidates-*.json")]
+
+    def candidates(self) -> tuple[int, ...]:
+        """The C to train in the order in which they are started; empty while that is not on record."""
+        path = self.path / "candidates.json"
+        return tuple(durable.read_record(path)["order"]) if path.exists() else ()
 
     def write_report(self, report: TrialReport) -> None:
         folder = self.path / "trials" / report.trial / "reports"
@@ -185,12 +217,26 @@ class Study:
         folder = self.path / "trials" / trial / "reports"
         return [TrialReport(**durable.read_record(path)) for path in _listing(folder, "*.json")]
 
+    def begin_trial(self, trial: str) -> None:
+        """Have it on record that a trial is under way. Raises StorageError where nothing could be kept of it."""
+        durable.check_writable(self.checkpoints(trial))
+
+    def has_begun(self, trial: str) -> bool:
+        """Whether a trial was ever under way."""
+        return self.checkpoints(trial).parent.exists()
+
+    def images_saved(self, trial: str) -> int:
+        """Images seen at a trial's newest finished checkpoint, whose content is not checked here; 0 without any."""
+        found = _listing(self.checkpoints(trial), f"*/{durable.MANIFEST}")
+        return max((int(path.parent.name) for path in found), default=0)
+
     def trials(self) -> list[str]:
         """Names of all trials that left anything."""
         found = [path.name for path in _listing(self.path / "trials", "*") if path.is_dir()]
         return [name for name in found if TRIAL_PATTERN.fullmatch(name)]
 
     def write_decision(self, decision: Decision) -> None:
+        self.confirm()
         path = self.path / "decisions" / f"{decision.sequence:06d}.json"
         durable.write_record(path, dataclasses.asdict(decision))
 
@@ -200,6 +246,7 @@ class Study:
 
     def write_failure(self, task: str, text: str) -> None:
         """Record that all attempts at a task failed, with the text of the last error."""
+        self.confirm()
         durable.write_record(self.path / "failures" / f"{task}.json", {"text": text})
 
     def failures(self) -> dict[str, str]:
@@ -230,6 +277,7 @@ class Study:
 
     def write_timing(self, stage: str, seconds: float) -> None:
         """Record the wall seconds that a stage took in one run."""
+        self.confirm()
         self._append("timings", 4, {"stage": stage, "seconds": round(seconds, 3)})
 
     def stage_s(self) -> dict[str, float]:
@@ -241,7 +289,13 @@ class Study:
 
     def write_exit(self, code: int, text: str) -> None:
         """State how the last command ended, because a job runner may flatten the exit code."""
+        self.confirm()
         durable.replace_record(self.path / "exit.json", {"code": code, "text": text})
+
+    def read_exit(self) -> dict[str, Any] | None:
+        """How the last command that drove the study ended, `code` and `text`; None where none has ended yet."""
+        path = self.path / "exit.json"
+        return durable.read_record(path) if path.exists() else None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """The result for other programs; made anew from the records by every command that ends."""

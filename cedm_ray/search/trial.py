@@ -71,6 +71,8 @@ def run_trial(
         seed=_training_seed(space, seed),
         device=device,
     )
+    if _is_first_worker():
+        study.begin_trial(meaning.trial)
     folder = study.checkpoints(meaning.trial)
     checkpoint = durable.newest_checkpoint(folder)
     if checkpoint is not None:
@@ -112,6 +114,7 @@ def _rungs(
                 mend="restore the report from a backup, or begin another study",
             )
         started, losses, diverged = time.monotonic(), [], False
+        images_before = state.images_seen
         while state.images_seen < rung_images and not diverged:
             until = min(rung_images, _next_checkpoint(space, state.images_seen))
             before = state.images_seen
@@ -150,6 +153,8 @@ def _rungs(
             evaluate_s=round(time.monotonic() - trained, 3),
             skipped_steps=state.skipped_steps,
             collapsed=collapsed,
+            trained_images=state.images_seen - images_before,
+            gpus=_gpus_held(space, state.device),
         )
         if _is_first_worker():
             writer.wait()
@@ -257,6 +262,13 @@ def _next_checkpoint(space: SearchSpace, images_seen: int) -> float:
         return float("inf")
     interval = round(space.checkpoints.every_kimg * 1000)
     return (images_seen // interval + 1) * interval
+
+
+def _gpus_held(space: SearchSpace, device: torch.device) -> float:
+    """GPUs of all workers of a trial, shares allowed."""
+    trial = space.resources.trial
+    each = 1.0 if trial.gpus is None else trial.gpus
+    return trial.workers * each if device.type == "cuda" else 0.0
 
 
 def _is_first_worker() -> bool:

@@ -82,7 +82,7 @@ def _print_rehearsal(
     read = read_config(SearchSpace, space, {"images.source": images} if images is not None else None)
     place = Study(study)
     if place.exists:
-        place.settle(read.settled())
+        place.settle(read.settled(), SearchSpace.completed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with Display(quiet=quiet) as show:
         for event in rehearse(place, read, num_clusters, device=device):

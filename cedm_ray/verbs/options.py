@@ -28,6 +28,15 @@ def options(*names: str) -> Callable:
             "image, the word folders, where each folder is a class, or the word own, for those that came with the "
             "images; default: own.",
         ),
+        "gpus": click.option(
+            "--gpus", metavar="NxNAME", help="GPUs to plan for, such as 8xA100; default: this machine's."
+        ),
+        "rate": click.option(
+            "--rate",
+            metavar="IMAGES_PER_S",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Measured training speed to plan with, of one GPU, or of one trial on CPUs.",
+        ),
         "trial": click.option("--trial", metavar="NAME", help="Trial, such as c00020; default: the best model."),
     }
 
@@ -48,6 +57,20 @@ def open_study(space: Path, study: Path, images: str | None):
     read = read_space(space, images=images)
     click.get_current_context().find_root().obj["study"] = place
     return place, read
+
+
+def open_like(like: Path, space: Path | None, study: Path, images: str | None):
+    """(the study, its space, the earlier study) for a search that is begun like an earlier one; notes the study for
+    exit.json."""
+    from cedm_ray.search.likeness import like_space
+    from cedm_ray.search.space import read_space
+    from cedm_ray.search.study import Study
+
+    place, old = Study(study), Study(like)
+    given = None if space is None else read_space(space, images=images)
+    read = like_space(old, place, given, images)
+    click.get_current_context().find_root().obj["study"] = place
+    return place, read, old
 
 
 def open_finished(study: Path):

@@ -1,6 +1,8 @@
 """The verb that starts nothing: plan."""
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
 import click
@@ -16,17 +18,86 @@ from cedm_ray.verbs.options import options
     type=click.IntRange(min=1),
     help="Side in pixels; default: images.size, else that of the first image.",
 )
-@options("images", "json")
-def plan(space: Path, image_size: int | None, images: str | None, as_json: bool) -> None:
-    """Count what one trial will cost, rung by rung, without starting anything."""
+@click.option("--study", type=click.Path(path_type=Path), help="A study whose measured speed is taken.")
+@options("gpus", "rate", "images", "json")
+def plan(
+    space: Path,
+    image_size: int | None,
+    study: Path | None,
+    gpus: str | None,
+    rate: float | None,
+    images: str | None,
+    as_json: bool,
+) -> None:
+    """Count what a search will cost and what it saves, and one trial rung by rung, without starting anything."""
     from cedm_ray.config import read_config
-    from cedm_ray.search.plan import plan_trial
     from cedm_ray.search.space import SearchSpace
-    from cedm_ray.terminal import print_table
 
     # Not read_space: a template without images can be counted too.
     read = read_config(SearchSpace, space, {"images.source": images} if images is not None else None)
-    counted = plan_trial(read, image_size or read.images.size or _first_side(read.images))
+    print_plan(read, study=study, image_size=image_size, gpus=gpus, rate=rate, as_json=as_json)
+
+
+def print_plan(
+    space, *, study: Path | None, image_size: int | None, gpus: str | None, rate: float | None, as_json: bool
+) -> None:
+    """Print what a search of the space will cost.
+
+    study: folder of a study, whose reports tell the speed where it has any; None for none. gpus: such as 8xA100; None =
+    the GPUs of this machine, or its cores where it has none. rate: images a second of each, None = what is known.
+    """
+    from cedm_ray.search.plan import plan_trial
+
+    counted = plan_trial(space, image_size or space.images.size or _first_side(space.images))
+    budget, hardware = _budget(space, counted, study, gpus, rate)
+    if as_json:
+        click.echo(json.dumps(_as_json(space, counted, budget, hardware), indent=2))
+        return
+    _print_trial(space, counted)
+    click.echo()
+    for line in _budget_lines(budget, hardware):
+        click.echo(line)
+
+
+def _budget(space, counted, study: Path | None, gpus: str | None, rate: float | None):
+    """(Budget, the hardware in words) of a space."""
+    import torch
+
+    from cedm_ray.diffusion.unet import UNet
+    from cedm_ray.search.budget import plan_search
+    from cedm_ray.search.rates import Rate, measured_rate, parse_gpus, rate_of
+    from cedm_ray.search.study import Study
+
+    trial = space.resources.trial
+    if gpus is not None:
+        number, name = parse_gpus(gpus)
+    else:
+        number = torch.cuda.device_count()
+        name = torch.cuda.get_device_name(0) if number else ""
+    each = (1.0 if trial.gpus is None else trial.gpus) if number else 0.0
+    held = trial.workers * (each or trial.cpus)
+    have, unit = (number, name) if each else (os.cpu_count() or 1, "cores")
+    if held > have:
+        raise ConfigurationError(
+            f"one trial holds {held:g} and there are {have} {unit}",
+            mend="lower resources.trial in the search space, or name more GPUs: --gpus 8xA100",
+        )
+    known = None
+    if rate is not None:
+        known = Rate(images_per_s=rate, source="as given by --rate")
+    elif study is not None:
+        place = Study(study)
+        known = measured_rate([report for name_ in place.trials() for report in place.reports(name_)])
+    if known is None and each:
+        known = rate_of(name, counted.forward_flops)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in UNet(space.network, counted.image_size, 0, 0).parameters())
+    slots = int(have / held + 1e-9)
+    budget = plan_search(space, counted, slots=slots, gpus_each=trial.workers * each, rate=known, parameters=parameters)
+    return budget, f"{have} x {unit}" if each else f"{have} {unit}"
+
+
+def _as_json(space, counted, budget, hardware: str) -> dict:
     rungs = [
         {
             "rung_kimg": rung.rung_kimg,
@@ -40,37 +111,93 @@ def plan(space: Path, image_size: int | None, images: str | None, as_json: bool)
         }
         for rung in counted.rungs
     ]
-    if as_json:
-        told = {
-            "name": read.name,
-            "image_size": counted.image_size,
-            "forward_flops": counted.forward_flops,
-            "training_flops": counted.training_flops,
-            "evaluation_flops": counted.evaluation_flops,
-            "rungs": rungs,
-        }
-        click.echo(json.dumps(told, indent=2))
-        return
+    return {
+        "name": space.name,
+        "image_size": counted.image_size,
+        "forward_flops": counted.forward_flops,
+        "training_flops": counted.training_flops,
+        "evaluation_flops": counted.evaluation_flops,
+        "rungs": rungs,
+        "search": {**dataclasses.asdict(budget), "hardware": hardware},
+    }
+
+
+def _print_trial(space, counted) -> None:
+    from cedm_ray.terminal import print_table
+
     rows = [
         [
-            f"{rung['rung_kimg']:g}",
-            f"{rung['images']:,}",
-            _flops(rung["training_flops"]),
-            f"{rung['num_samples']:,} x {rung['num_steps']} steps",
-            _flops(rung["sampling_flops"]),
-            "not counted" if rung["detector_flops"] is None else _flops(rung["detector_flops"]),
-            f"{rung['share']:.1%}",
+            f"{rung.rung_kimg:g}",
+            f"{rung.images:,}",
+            _flops(rung.training_flops),
+            f"{rung.num_samples:,} x {rung.num_steps} steps",
+            _flops(rung.sampling_flops),
+            "not counted" if rung.detector_flops is None else _flops(rung.detector_flops),
+            f"{rung.share:.1%}",
         ]
-        for rung in rungs
+        for rung in counted.rungs
     ]
     size = counted.image_size
     print_table(
-        f"One trial of {read.name} at {size} x {size} pixels; a forward pass is {_flops(counted.forward_flops)}",
+        f"One trial of {space.name} at {size} x {size} pixels; a forward pass is {_flops(counted.forward_flops)}",
         ["kimg", "images", "training", "evaluation", "sampling", "detector", "share of the training"],
         rows,
     )
     total = f"{_flops(counted.training_flops)} of training and {_flops(counted.evaluation_flops)} of evaluation"
     click.echo(f"Through all rungs: {total}. The reference statistics, computed once a study, are not in it.")
+
+
+def _budget_lines(budget, hardware: str) -> list[str]:
+    """The search in sentences. Spans are the 5th and 95th percentile of searches whose outcome is drawn at random."""
+    rungs = "".join(
+        f", {'then ' if rung else ''}{_span(span)} go on from rung {rung + 1}"
+        for rung, span in enumerate(budget.survivors)
+    )
+    millions = budget.images.times(1e-6)
+    baseline = budget.baseline_images / 1e6
+    times = f"{_span(budget.saving)} times as many as these C"
+    each = f", {budget.gpus_each:g} GPU each" if budget.gpus_each else ""
+    lines = [
+        f"The search: after the bound's fits, {budget.candidates} C{rungs}, and the unconditional model to the last.",
+        f"Trained: {_span(millions)} million images for all C, {baseline:,.3g} for the unconditional model.",
+        f"Saved: {budget.exhaustive} would be {budget.exhaustive_images / 1e6:,.4g} million, {times}.",
+        f"On {hardware}: at most {budget.slots} trials at once{each}.",
+    ]
+    if budget.rate is None:
+        lines.append(
+            "Hours: nothing is known of the speed of this network there. Measure it (cedm-ray train SPACE --study "
+            "STUDY --dry-run) and give it (--rate IMAGES_PER_S), or name GPUs (--gpus 8xA100)."
+        )
+    else:
+        took = f"{_span(budget.gpu_h)} GPU-hours" if budget.gpu_h else f"{_span(budget.trial_h)} hours of trials"
+        each = "GPU" if budget.gpus_each else "trial"
+        lines.append(f"Time: {took}, {_span(budget.wall_h)} h on the clock, evaluations included.")
+        lines.append(f"  at {budget.rate.images_per_s:,.4g} images/s for each {each}: {budget.rate.source}")
+    lines.append(
+        f"Storage: {_bytes(budget.storage_bytes)} of checkpoints, {_bytes(budget.checkpoint_bytes)} each; images and "
+        "features come to it."
+    )
+    lines.append("Figures a-b are the 5th and 95th percentile over searches whose ranking is drawn at random.")
+    return lines
+
+
+def _span(span) -> str:
+    """`375 (200-515)`, or one figure where there is no doubt."""
+    low, mean, high = (_figure(value) for value in (span.low, span.mean, span.high))
+    return mean if low == high else f"{mean} ({low}-{high})"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _bytes(count: float) -> str:
+    """A number of bytes for people, such as `12.3 GB`."""
+    for prefix in ("", "k", "M", "G"):
+        if count < 1000:
+            return f"{count:.3g} {prefix}B"
+        count /= 1000
+    return f"{count:,.3g} TB"
 
 
 def _first_side(config) -> int:

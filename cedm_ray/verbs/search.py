@@ -5,25 +5,58 @@ from pathlib import Path
 
 import click
 
-from cedm_ray.errors import NoUsableResultError
-from cedm_ray.verbs.options import open_finished, open_study, options
+from cedm_ray.errors import ConfigurationError, NoUsableResultError
+from cedm_ray.verbs.options import open_finished, open_like, open_study, options
+from cedm_ray.verbs.planning import print_plan
 
 SOME_TRIALS_FAILED = 4
 
 
 @click.command()
-@click.argument("space", type=click.Path(path_type=Path))
-@options("study", "images", "address", "quiet", "json")
-def search(space: Path, study: Path, images: str | None, address: str | None, quiet: bool, as_json: bool) -> None:
+@click.argument("space", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--like",
+    metavar="STUDY",
+    type=click.Path(path_type=Path),
+    help="An earlier study: its space (unless SPACE is given), a climb that starts at a quarter of its C_max, and its "
+    "best C first. What it computed of the same images is taken over.",
+)
+@click.option("--dry-run", is_flag=True, help="Start nothing and write nothing: print what the search will cost.")
+@options("study", "images", "address", "gpus", "rate", "quiet", "json")
+def search(
+    space: Path | None,
+    like: Path | None,
+    dry_run: bool,
+    study: Path,
+    images: str | None,
+    address: str | None,
+    gpus: str | None,
+    rate: float | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Find C_max and C_V, train the best model and write the report."""
-    from cedm_ray.distributed.run import run_study
     from cedm_ray.report.publish import publish
     from cedm_ray.search.agenda import Goal
     from cedm_ray.terminal import Display
 
-    place, read = open_study(space, study, images)
+    old = None
+    if like is not None:
+        place, read, old = open_like(like, space, study, images)
+    elif space is not None:
+        place, read = open_study(space, study, images)
+    else:
+        raise ConfigurationError("neither SPACE nor --like is given", mend="name a search space, or an earlier study")
+    if dry_run:
+        # How a command that starts nothing ends is not how the study's search ended.
+        del click.get_current_context().find_root().obj["study"]
+        measured = next((one.path for one in (place, old) if one is not None and one.exists), None)
+        print_plan(read, study=measured, image_size=None, gpus=gpus, rate=rate, as_json=as_json)
+        return
+    from cedm_ray.distributed.run import run_study
+
     with Display(quiet=quiet) as show:
-        found = run_study(place, read, Goal(kind="search"), address=address, show=show)
+        found = run_study(place, read, Goal(kind="search"), address=address, show=show, like=old)
     result = publish(place, read, found)
     _print_study(place, result, as_json)
     if result.best is None:

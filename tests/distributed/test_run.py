@@ -8,6 +8,7 @@ from cedm_ray.data.image_set import open_image_set
 from cedm_ray.distributed import run
 from cedm_ray.errors import ConfigurationError, InputDataError, LockedError
 from cedm_ray.evaluation.requests import Request
+from cedm_ray.lock import exclusive_lock
 from cedm_ray.search.agenda import Goal
 from cedm_ray.search.outcome import restore, study_result
 
@@ -57,7 +58,7 @@ def test_more_clusters_than_images_are_refused_before_ray_is_asked(space, study,
 
 
 def test_a_second_driver_is_refused_before_it_touches_anything(space, study, shown):
-    with durable.exclusive_lock(study.lock), pytest.raises(LockedError, match="in use by process"):
+    with exclusive_lock(study.lock), pytest.raises(LockedError, match="in use by process"):
         run.run_study(study, space, Goal(kind="bound"), address=None, show=shown.append)
     assert not study.exists
 

@@ -127,3 +127,21 @@ def test_refinement_lies_within_the_bracket_and_ends(tried, data):
         tried |= set(new)
     # The neighbors of the best are next to it, or it is an end.
     assert {best - 1, best + 1} & set(range(min(tried), max(tried) + 1)) <= tried
+
+
+def test_an_earlier_curve_orders_the_grid_by_its_places():
+    """By hand: 8 is between 4 (last) and 16 (first) in log C, 32 is halfway from 16 to 64 (second)."""
+    config = CandidatesConfig(explicit=[4, 8, 16, 32, 64], best_first=[16, 64, 4])
+    assert candidates(config, 64, seed=0) == (16, 32, 8, 64, 4)
+
+
+def test_outside_an_earlier_curve_the_nearest_counts_and_smaller_c_is_first():
+    config = CandidatesConfig(explicit=[2, 4, 64, 128, 256], best_first=[64, 4])
+    assert candidates(config, 256, seed=3) == (64, 128, 256, 2, 4)
+    assert candidates(CandidatesConfig(explicit=[9, 3], best_first=[5]), 10, seed=0) == (3, 9)
+
+
+@pytest.mark.parametrize("order", [[], [1, 4], [4, 4]])
+def test_an_earlier_curve_names_each_c_once(order):
+    with pytest.raises(ValueError, match="list at least one C"):
+        CandidatesConfig(best_first=order)

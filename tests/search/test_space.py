@@ -8,6 +8,7 @@ import pytest
 from cedm_ray.config import parse_config
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.search.space import FitResources, SearchSpace, TrialResources, read_space
+from cedm_ray.search.study import Study
 
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 
@@ -150,3 +151,15 @@ def test_guidance_without_a_null_label_is_refused_before_anything_is_trained():
     SearchSpace.model_validate(
         {"name": "x", "images": {}, "sampling": {"guidance": 1.5}, "network": {"label_dropout": 0.1}}
     )
+
+
+def test_a_study_begun_before_there_was_a_key_goes_on_with_its_default(tmp_path, tiny_space):
+    study = Study(tmp_path / "study")
+    old = tiny_space.settled()
+    del old["candidates"]["refine"], old["finals"], old["rungs"]["rule"]
+    study.settle(old)
+    study.settle(tiny_space.settled(), SearchSpace.completed)
+    rungs = tiny_space.rungs.model_copy(update={"rule": "halving"})
+    changed = tiny_space.model_copy(update={"rungs": rungs})
+    with pytest.raises(ConfigurationError, match=r"rungs\.rule"):
+        study.settle(changed.settled(), SearchSpace.completed)

@@ -43,3 +43,41 @@ def test_the_first_image_gives_the_size(run, tmp_path, digit_folder):
     code, out, _ = run("plan", tmp_path / "space.yaml", "--images", digit_folder)
     assert code == 0
     assert "at 8 x 8 pixels" in out
+
+
+def test_plan_tells_images_hours_and_saving(run):
+    code, out, _ = run("plan", SPACES / "cifar10.yaml", "--gpus", "8xA100")
+    assert code == 0
+    assert "8 x A100: at most 8 trials at once" in out
+    assert "579 images/s for each GPU" in out
+    assert "the 17 C of the paper's own grid to the last rung would be 1,700 million" in out
+    # All at once: the longest is a whole budget, 100 million images at 579 a second and three evaluations.
+    assert "48.1 h on the clock" in out
+    code, out, _ = run("plan", SPACES / "cifar10.yaml", "--gpus", "8xA100", "--json")
+    told = json.loads(out)["search"]
+    assert told["wall_h"]["mean"] == pytest.approx(100e6 / 579 / 3600, rel=0.01)
+    assert told["gpu_h"]["mean"] == pytest.approx(told["trial_h"]["mean"])
+
+
+def test_speeds_that_were_given_or_measured_come_before_the_table(run, done):
+    code, out, _ = run("plan", SPACES / "cifar10.yaml", "--gpus", "2xA100", "--rate", "1000")
+    assert (code, "1,000 images/s for each GPU: as given by --rate" in out) == (0, True)
+    code, out, _ = run("plan", SPACES / "digits.yaml", "--image-size", "8", "--study", done.path)
+    assert (code, "measured in this study, for each trial on CPUs" in out) == (0, True)
+
+
+def test_where_nothing_is_known_the_way_to_know_is_told(run, monkeypatch):
+    code, out, _ = run("plan", SPACES / "cifar10.yaml", "--gpus", "4xRTX")
+    assert code == 0
+    assert "nothing is known of the speed" in out
+    assert "--rate" in out
+
+
+def test_a_trial_that_does_not_fit_is_refused(run, tmp_path):
+    text = (SPACES / "cifar10.yaml").read_text().replace("workers: 1 #", "workers: 4 #")
+    (tmp_path / "space.yaml").write_text(text)
+    code, out, err = run("plan", tmp_path / "space.yaml", "--gpus", "2xA100")
+    assert (code, out) == (2, "")
+    assert "one trial holds 4 and there are 2 A100" in err
+    code, out, _ = run("plan", tmp_path / "space.yaml", "--gpus", "9xA100")
+    assert (code, "at most 2 trials at once, 4 GPU each" in out) == (0, True)

@@ -1,0 +1,183 @@
+"""A search like an earlier one: where it starts, in which order, and what it never computes again."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from cedm_ray import durable
+from cedm_ray.data.image_set import open_image_set
+from cedm_ray.errors import ConfigurationError
+from cedm_ray.search.likeness import best_first, like_space, reuse_records
+from cedm_ray.search.outcome import study_result
+from cedm_ray.search.prepare import prepare_images
+from cedm_ray.search.results import StudyResult, TrialReport, TrialResult, trial_name
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
+
+
+@pytest.fixture
+def new(tmp_path) -> Study:
+    return Study(tmp_path / "new")
+
+
+@pytest.fixture
+def other_images(tmp_path, digit_folder) -> str:
+    """The same digits upside down."""
+    folder = tmp_path / "others"
+    folder.mkdir()
+    for path in digit_folder.glob("*.png"):
+        Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(folder / path.name)
+    return str(folder)
+
+
+def begin(study: Study, space: SearchSpace, old: Study):
+    """What a driver does before its tasks; (image set, what was told)."""
+    told = []
+    study.settle(space.settled())
+    images = prepare_images(study, space, lambda event: None)
+    reuse_records(old, study, space, images, lambda event: told.append(event.text))
+    return images, told
+
+
+def files(study: Study, *patterns: str) -> dict[str, bytes]:
+    found = [path for pattern in patterns for path in study.path.glob(pattern) if path.is_file()]
+    return {str(path.relative_to(study.path)): path.read_bytes() for path in found}
+
+
+def measured(num_clusters, *distances):
+    reports = tuple(
+        TrialReport(
+            trial=trial_name(num_clusters),
+            rung=rung,
+            images_seen=1000 * (rung + 1),
+            distance=distance,
+            num_samples=8,
+            loss=None,
+            train_s=0.0,
+            evaluate_s=0.0,
+            skipped_steps=0,
+            collapsed=False,
+        )
+        for rung, distance in enumerate(distances)
+    )
+    return TrialResult(
+        trial=trial_name(num_clusters),
+        num_clusters=num_clusters,
+        num_used=num_clusters,
+        status="stopped",
+        reason="",
+        reports=reports,
+    )
+
+
+def test_a_later_rung_is_better_than_any_distance_before_it(done):
+    """By hand: 5 and 63 came to the second rung; of the others 27 is the best; 150 measured nothing."""
+    whole = study_result(done, SearchSpace.from_settled(done.settled()), open_image_set(done.images))
+    trials = (
+        measured(None, 1.0, 0.5),
+        measured(2, 3.9),
+        measured(5, 3.6, 3.0),
+        measured(27, 3.5),
+        measured(63, 3.8, 2.5),
+        measured(150, None),
+    )
+    result = StudyResult(**{f: getattr(whole, f) for f in whole.__dataclass_fields__} | {"trials": trials})
+    assert best_first(result) == (63, 5, 27, 2)
+    nothing = StudyResult(**{f: getattr(whole, f) for f in whole.__dataclass_fields__} | {"trials": (measured(None),)})
+    assert best_first(nothing) is None
+
+
+def test_other_images_start_at_a_quarter_of_the_old_bound(done, new, other_images):
+    old_space = SearchSpace.from_settled(done.settled())
+    result = study_result(done, old_space, open_image_set(done.images))
+    space = like_space(done, new, None, other_images)
+    assert space.bound.c_start == max(2, result.bound.c_max // 4)
+    assert space.candidates.best_first[0] == result.best_num_clusters
+    assert space.images.source == other_images
+    assert space.clustering == old_space.clustering
+    _, told = begin(new, space, done)
+    assert "everything is computed anew" in told[0]
+    assert (new.fits(), new.features_kept(), new.neighbors.exists()) == ({}, [], False)
+
+
+def test_of_the_same_images_nothing_is_computed_again(done, new, digit_folder, study_tools, monkeypatch):
+    space = like_space(done, new, None, str(digit_folder))
+    assert space.bound == SearchSpace.from_settled(done.settled()).bound
+    images, told = begin(new, space, done)
+    assert len(told) == 1
+    for word in ("features", "neighbors", "reference statistics", f"{len(done.fits())} fits"):
+        assert word in told[0]
+    kept = ("features/*/*", "fits/*", "neighbors.safetensors", "references/*.safetensors")
+    assert files(new, *kept) == files(done, *kept)
+    # A second time, as when the search is resumed, there is nothing to take over.
+    again = []
+    reuse_records(done, new, space, images, again.append)
+    assert again == []
+    # The search itself: the same bound without a fit, the candidates in the order of the old curve.
+    driver = study_tools.drive(new, space, steps=0)
+    assert driver.agenda.bound == study_result(done, space, images).bound
+    assert sorted(new.candidates()) == sorted(done.candidates())
+    order = [c for c in space.candidates.best_first if c in new.candidates()]
+    assert [c for c in new.candidates() if c in order] == order
+    assert files(new, "fits/*") == files(done, "fits/*")
+
+
+def test_copied_images_that_only_their_content_tells_are_known_by_it(done, new, tmp_path, digit_folder):
+    moved = tmp_path / "moved"
+    shutil.copytree(digit_folder, moved, copy_function=shutil.copyfile)
+    space = like_space(done, new, None, str(moved))
+    _, told = begin(new, space, done)
+    assert told
+    assert set(new.fits()) == set(done.fits())
+
+
+def test_a_space_that_clusters_in_another_way_takes_features_and_no_fits(done, new, tiny_space, digit_folder):
+    given = tiny_space.model_copy(
+        update={"clustering": tiny_space.clustering.model_copy(update={"epochs": 5}), "name": "another"}
+    )
+    space = like_space(done, new, given, str(digit_folder))
+    assert (space.name, space.clustering.epochs) == ("another", 5)
+    assert space.bound.c_start != tiny_space.bound.c_start or space.bound.c_start == 4
+    _, told = begin(new, space, done)
+    assert "features" in told[0]
+    assert files(new, "features/*/*") == files(done, "features/*/*")
+    assert (new.fits(), new.neighbors.exists()) == ({}, False)
+
+
+def test_a_search_that_has_begun_is_resumed_without_the_old_one(done, new, other_images):
+    space = like_space(done, new, None, other_images)
+    new.settle(space.settled())
+    shutil.rmtree(done.path)
+    again = like_space(done, new, None, other_images)
+    new.settle(again.settled())
+    assert (again.bound, again.candidates) == (space.bound, space.candidates)
+
+
+def test_what_is_damaged_is_told_and_left_out(done, new, digit_folder):
+    path = min((done.path / "fits").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-7])
+    _, told = begin(new, like_space(done, new, None, str(digit_folder)), done)
+    assert str(path) in told[0]
+    assert set(new.fits()) == set(done.fits()) - {path.stem}
+
+
+def test_an_old_study_without_a_bound_is_refused(fresh, new, digit_folder):
+    with pytest.raises(ConfigurationError, match="no C_max") as caught:
+        like_space(fresh, new, None, str(digit_folder))
+    assert caught.value.mend
+    with pytest.raises(ConfigurationError, match="is not a study"):
+        like_space(Study(fresh.path / "nothing"), new, None, str(digit_folder))
+
+
+def test_images_must_be_named(done, new):
+    with pytest.raises(ConfigurationError, match="no images are named"):
+        like_space(done, new, None, None)
+
+
+def test_a_study_that_was_begun_before_there_was_an_order_goes_on(done, tiny_space):
+    settled = done.settled()
+    del settled["candidates"]["best_first"]
+    (done.path / "space.json").unlink()
+    durable.write_record(done.path / "space.json", settled)
+    done.settle(tiny_space.settled())
