@@ -361,6 +361,10 @@ def main() -> None:
     for noise in (0.0, 0.5, 2.0, 3.0):
         rows = [measure(own[name][0], family, few, 1, noise) for name, family in FAMILIES.items()]
         print(_line(f"noise x {noise:g}", rows))
+    print(f"\nC_max x shipped setting ({few} seeds a scenario): where the C come to lie beside the best one")
+    for c_max in (400, 700, 1000):
+        rows = [measure(own[name][0], replace(family, c_max=c_max), few, 1) for name, family in FAMILIES.items()]
+        print(_line(f"C_max {c_max}", rows))
     print(f"\nrule, number of C; rungs in millions; reduction factor ({few} seeds a scenario)")
     points: dict[str, list[tuple[Policy, Row]]] = {name: [] for name in FAMILIES}
     for policy in variants(own["CIFAR-10"][0]):

@@ -101,8 +101,9 @@ def test_a_rung_that_the_configuration_does_not_have_is_refused(rung):
         Asha(CONFIG).decide(replace(report(2, 1.0), rung=rung))
 
 
+@pytest.mark.parametrize("graced", [0, 1])
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_decisions_are_those_of_ray_tunes_bracket_where_the_rules_coincide(factor):
+def test_decisions_are_those_of_ray_tunes_bracket_where_the_rules_coincide(factor, graced):
     from ray.tune.schedulers.async_hyperband import _Bracket
 
     class Named:
@@ -113,14 +114,15 @@ def test_decisions_are_those_of_ray_tunes_bracket_where_the_rules_coincide(facto
     # Only rungs before the last: there Tune knows no end of its own. Its milestones are powers of the factor.
     levels = (1.0, float(factor), float(factor**2), float(factor**3))
     for _ in range(30):
-        asha = Asha(AshaConfig(rungs_kimg=levels, reduction_factor=factor))
-        bracket = _Bracket(min_t=1, max_t=factor**3, reduction_factor=factor, s=0)
+        # Tune's grace period is its first milestone; ours leaves the rungs before it as measurements.
+        asha = Asha(AshaConfig(rungs_kimg=levels, reduction_factor=factor, grace_kimg=levels[graced]))
+        bracket = _Bracket(min_t=factor**graced, max_t=factor**3, reduction_factor=factor, s=0)
         waiting = dict.fromkeys(range(2, 2 + rng.randint(2, 15)), 0)
         while waiting:
             c = rng.choice(sorted(waiting))
             rung = waiting[c]
             distance = rng.uniform(1, 9)
-            theirs = bracket.on_result(Named(str(c)), factor**rung, -distance)
+            theirs = "CONTINUE" if rung < graced else bracket.on_result(Named(str(c)), factor**rung, -distance)
             ours = asha.decide(replace(report(c, distance), rung=rung)).status
             assert ours == ("running" if theirs == "CONTINUE" else "stopped")
             waiting[c] += 1

@@ -50,9 +50,10 @@ def test_a_name_of_no_trial_is_refused(name):
 
 def test_trials_are_compared_at_the_full_budget_and_not_where_the_winner_was_trained_on_to():
     winner = trial(20, reports=[report(0, 3.0), report(1, 2.0), report(2, 1.5)])
-    assert study(None).compared(winner) == report(1, 2.0)
-    assert dataclasses.replace(study(None), full_rung=2).compared(winner) == report(2, 1.5)
-    assert study(None).compared(trial(20, reports=[report(0, 3.0)])) == report(0, 3.0)
+    one = dataclasses.replace(study(None), rungs_kimg=(1.0, 2.0, 3.0), full_rung=1)
+    assert one.compared(winner) == report(1, 2.0)
+    assert dataclasses.replace(one, full_rung=None).compared(winner) == report(2, 1.5)
+    assert one.compared(trial(20, reports=[report(0, 3.0)])) == report(0, 3.0)
     assert winner.at(5) is None
 
 

@@ -326,11 +326,11 @@ def test_a_further_seed_is_another_training_on_the_same_clusters(whole, fresh, t
     events = list(run_trial(fresh, tiny_space, C, device="cpu", seed=1))
     again = [event for event in events if isinstance(event, TrialReport)]
     assert [(report.trial, report.rung) for report in again] == [("c00004-s1", 0), ("c00004-s1", 1)]
-    first = whole.reports("c00004")
+    first = whole[0].reports("c00004")
     assert all(a.distance != b.distance for a, b in zip(again, first, strict=True))
     manifests = [
         durable.newest_checkpoint(study.checkpoints(name)).manifest
-        for study, name in ((whole, "c00004"), (fresh, "c00004-s1"))
+        for study, name in ((whole[0], "c00004"), (fresh, "c00004-s1"))
     ]
     assert manifests[0]["class_ids"] == manifests[1]["class_ids"]
     assert manifests[0]["counts"] == manifests[1]["counts"]
@@ -340,7 +340,7 @@ def test_a_further_seed_is_another_training_on_the_same_clusters(whole, fresh, t
 def test_the_last_stretch_goes_on_from_the_checkpoint_and_says_only_its_own_report(whole, tmp_path, tiny_space):
     further = tiny_space.model_copy(update={"finals": FinalsConfig(budget_kimg=0.768)})
     study = Study(tmp_path / "study")
-    shutil.copytree(whole.path, study.path)
+    shutil.copytree(whole[0].path, study.path)
     events = list(run_trial(study, further, C, device="cpu", final=True))
     assert [event.rung for event in events if isinstance(event, TrialReport)] == [2]
     # From 512 images to 768, and not from the beginning.
@@ -351,6 +351,6 @@ def test_the_last_stretch_goes_on_from_the_checkpoint_and_says_only_its_own_repo
         update={"rungs": tiny_space.rungs.model_copy(update={"rungs_kimg": (0.256, 0.512, 0.768)})}
     )
     other = Study(tmp_path / "other")
-    shutil.copytree(whole.path, other.path)
+    shutil.copytree(whole[0].path, other.path)
     (report,) = [e for e in run_trial(other, longer, C, device="cpu") if isinstance(e, TrialReport) and e.rung == 2]
     assert report.distance == events[-1].distance
