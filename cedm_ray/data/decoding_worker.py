@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_image
+from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_without_warnings, forbid_warnings
 from cedm_ray.errors import InputDataError
 
 
@@ -54,7 +54,7 @@ def _answer(items: list[Any], source: BinaryIO, config: ImagesConfig) -> tuple[l
         if shape is not None:
             content = np.frombuffer(content, dtype=np.uint8).reshape(shape)
         try:
-            image = decode_image(name, content, config)
+            image = decode_without_warnings(name, content, config)
         except InputDataError as error:
             answers.append({"error": str(error), "mend": error.mend})
             break
@@ -89,6 +89,7 @@ def main() -> None:
     if settings is None:
         return
     config = ImagesConfig.model_validate(settings[0])
+    forbid_warnings()
     while (items := read_header(source)) is not None:
         answers, pixels = _answer(items, source, config)
         try:

@@ -161,41 +161,39 @@ def _copy_images(
     total = len(source)
     reasons: Counter[str] = Counter()
     refused: list[Refusal] = []
-    lines: list[dict] = []
+    columns: dict[str, list] = {name: [] for name in _INDEX_SCHEMA.names}
     one_size = OneSize()
     with pq.ParquetWriter(index, _INDEX_SCHEMA, write_page_checksum=True) as table:
         for done, decoded in enumerate(decode_source(source, config, workers=workers), start=1):
             item = decoded.image
             if isinstance(item, SourceImage):
                 one_size.check(item.name, item.pixels.shape[-1])
-                line = {
-                    "row": pixels.count,
-                    "name": item.name,
-                    "sha256": item.sha256,
-                    "width": item.width,
-                    "height": item.height,
-                    "mode": item.mode,
-                    "label": decoded.label,
-                    "reason": None,
-                }
+                stored = (item.width, item.height, item.mode)
+                line = (pixels.count, item.name, item.sha256, *stored, decoded.label, None)
                 pixels.add(item.pixels)
             else:
                 refused.append(item)
                 reasons[item.reason] += 1
                 _check_refusals(config, refused, reasons, total)
-                line = {**dict.fromkeys(_INDEX_SCHEMA.names), "name": item.name, "reason": item.reason}
-            lines.append(line)
-            if len(lines) == _ROWS_PER_GROUP:
-                table.write_table(pa.Table.from_pylist(lines, _INDEX_SCHEMA))
-                lines.clear()
+                line = (None, item.name, None, None, None, None, None, item.reason)
+            for column, value in zip(columns.values(), line, strict=True):
+                column.append(value)
+            if done % _ROWS_PER_GROUP == 0:
+                _write_lines(table, columns)
             yield ImportProgress(done=done, total=total, refused=len(refused))
-        table.write_table(pa.Table.from_pylist(lines, _INDEX_SCHEMA))
+        _write_lines(table, columns)
     if pixels.count < 2:
         raise InputDataError(
             f"{source.location} has {pixels.count} usable images ({len(refused)} refused); at least 2 are needed"
         )
     pixels.end()
     return pixels
+
+
+def _write_lines(table: pq.ParquetWriter, columns: dict[str, list]) -> None:
+    table.write_table(pa.Table.from_pydict(columns, _INDEX_SCHEMA))
+    for column in columns.values():
+        column.clear()
 
 
 def _check_refusals(config: ImagesConfig, refused: list[Refusal], reasons: Counter[str], total: int) -> None:
