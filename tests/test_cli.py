@@ -124,6 +124,13 @@ def test_debug_shows_the_traceback_and_the_message(run, begun):
     assert "error: full\n  to mend it: make room" in err
 
 
+def test_an_error_obeys_no_name_in_it(run, begun):
+    _, arguments, search_does = begun
+    search_does(raises(StorageError("cannot read \x1b[31mred.png:\nit is \x07", mend="remove \x1b[31mred.png")))
+    _, _, err = run(*arguments)
+    assert err == "error: cannot read \\x1b[31mred.png:\nit is \\x07\n  to mend it: remove \\x1b[31mred.png\n"
+
+
 def test_a_second_driver_does_not_write_over_the_first_ones_exit(run, begun):
     study, arguments, search_does = begun
     study.write_exit(0, "done")

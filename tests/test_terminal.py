@@ -164,6 +164,14 @@ def test_a_notice_comes_at_once_and_as_it_is(clock, is_terminal):
         assert "left out [bold]a[/bold].png :smile: " + "x" * 200 + "\n" in text()
 
 
+def test_a_notice_obeys_no_name_in_it():
+    shown, text = display(is_terminal=True)
+    with shown:
+        shown(Notice(text="left out \x1b[31mred\x07.png: why\nand more"))
+        # The console's own codes come before and after.
+        assert "left out \\x1b[31mred\\x07.png: why\nand more\n" in text()
+
+
 def test_quiet_shows_nothing(clock):
     for is_terminal in (False, True):
         shown, text = display(quiet=True, is_terminal=is_terminal)
