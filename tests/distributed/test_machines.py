@@ -136,16 +136,29 @@ def patient(get_node):
     return asked
 
 
+def announced(start):
+    """The raylet reads this one port from a file even where it was told it."""
+
+    def started(node):
+        file = Path(node.get_session_dir_path(), f"dashboard_agent_listen_port_{node._node_id}")
+        file.write_text(str(node._ray_params.dashboard_agent_listen_port))
+        return start(node)
+
+    return started
+
+
 @contextlib.contextmanager
 def machines(cpus):
     """A Ray cluster of one head with so many cores; more machines are added to it."""
     from ray._private import services
+    from ray._private.node import Node
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     head = {"include_dashboard": False, "object_store_memory": 80_000_000, "temp_dir": folder, "_system_config": SLOW}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(services, "get_node", patient(services.get_node))
+        patch.setattr(Node, "start_ray_processes", announced(Node.start_ray_processes))
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **head, **ports()})
         try:
             yield cluster
