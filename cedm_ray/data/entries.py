@@ -80,9 +80,20 @@ class Source(Protocol):
 
 
 class Listed:
-    """What sources have in common that are a list of files with some refusals before them."""
+    """What sources have in common that are a list of files with some refusals before them, and maybe labels.
+
+    labels: int32 [n] of the files, None without any.
+    """
 
     __slots__ = ()
+
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
+    def label_at(self, position: int) -> int | None:
+        """The label of a file; None where the source has none."""
+        return None if self.labels is None else int(self.labels[position])
 
     def __len__(self) -> int:
         return len(self.files) + len(self.refused)
@@ -120,7 +131,7 @@ def sort_out(name: str, extensions: collections.Counter) -> str | None:
 
 def is_hidden(name: str) -> bool:
     """Whether a name is passed over: a part of it starts with a dot, or is what macOS packs beside files."""
-    # Most names are settled by this alone, a million of them in a second.
+    # Most names are settled by this alone.
     if name[:1] != "." and "/." not in name and "__MACOSX" not in name:
         return False
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

@@ -41,10 +41,6 @@ class FolderSource(Listed):
         return "folder" if self.labels is None else "edm-folder"
 
     @property
-    def labelled(self) -> bool:
-        return self.labels is not None
-
-    @property
     def size_bytes(self) -> int:
         return int(self.sizes_bytes.sum())
 
@@ -55,9 +51,7 @@ class FolderSource(Listed):
             if isinstance(content, str):
                 yield Refusal(name=name, reason=content)
             else:
-                yield Entry(
-                    name=name, content=content, label=None if self.labels is None else int(self.labels[position])
-                )
+                yield Entry(name=name, content=content, label=self.label_at(position))
 
     def listing(self) -> Iterator[Any]:
         for path, size, time_ns in zip(self.files, self.sizes_bytes, self.times_ns, strict=True):
