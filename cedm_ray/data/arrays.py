@@ -131,10 +131,6 @@ class ArraySource(Listed):
         return self.rows.streamed
 
     @property
-    def labelled(self) -> bool:
-        return self.labels is not None
-
-    @property
     def size_bytes(self) -> int:
         return math.prod(self.rows.shape)
 
@@ -142,8 +138,7 @@ class ArraySource(Listed):
         positions = list(positions)
         try:
             for position, row in zip(positions, self.rows.read(positions), strict=True):
-                label = None if self.labels is None else int(self.labels[position])
-                yield Entry(name=f"{position:08d}", content=_picture(row), label=label)
+                yield Entry(name=f"{position:08d}", content=_picture(row), label=self.label_at(position))
         except UNREADABLE as error:
             raise InputDataError(
                 f"{printable(self.location)} cannot be read to its end: {printable(str(error))}",
@@ -207,22 +202,30 @@ def list_npz(path: Path) -> ArraySource:
     where = printable(str(path))
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            key = next((name for name in ARRAYS if name in names), None)
-            if key is None:
-                raise InputDataError(
-                    f"{where} holds no images: its arrays are {printable(', '.join(names)) or 'none'}",
-                    mend=f"name the array of the images {' or '.join(ARRAYS)}, uint8 [N, S, S, 3]",
-                )
+            key = image_key(archive, where)
             content = [[info.filename, info.CRC, info.file_size] for info in archive.infolist()]
             rows = npz_rows(path, archive, key)
             check_pictures(rows.shape, rows.dtype, f"{path}: {key}")
-            labels = _npz_labels(path, archive, key, rows.shape[0]) if ARRAYS[key] in names else None
+            labels = (
+                _npz_labels(path, archive, key, rows.shape[0]) if f"{ARRAYS[key]}.npy" in archive.namelist() else None
+            )
     except UNREADABLE as error:
         raise InputDataError(f"{where} is not an npz file that can be read: {printable(str(error))}") from None
     return ArraySource(
         kind="npz", name=path.stem, location=str(path), rows=rows, labels=labels, content=("npz", key, *content)
     )
+
+
+def image_key(archive: zipfile.ZipFile, where: str) -> str:
+    """The name of the images in an npz. Raises InputDataError where it holds none."""
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    key = next((name for name in ARRAYS if name in names), None)
+    if key is None:
+        raise InputDataError(
+            f"{where} holds no images: its arrays are {printable(', '.join(names)) or 'none'}",
+            mend=f"name the array of the images {' or '.join(ARRAYS)}, uint8 [N, S, S, 3]",
+        )
+    return key
 
 
 def _npz_labels(path: Path, archive: zipfile.ZipFile, key: str, count: int) -> np.ndarray:

@@ -57,7 +57,6 @@ class CifarSource(Listed):
     streamed: bool
     kind: str = "cifar"
     refused: tuple[Refusal, ...] = ()
-    labelled: bool = True
 
     @property
     def files(self) -> range:
@@ -80,7 +79,7 @@ class CifarSource(Listed):
                 pixels, read = _pixels(_content(batch), _where(batch)), number
             row = position - int(ends[number]) + batch.count
             picture = np.ascontiguousarray(pixels[row].reshape(3, _SIDE, _SIDE).transpose(1, 2, 0))
-            yield Entry(name=f"{batch.name}/{row:05d}", content=picture, label=int(self.labels[position]))
+            yield Entry(name=f"{batch.name}/{row:05d}", content=picture, label=self.label_at(position))
 
     def listing(self) -> Iterator[Any]:
         yield from self.content

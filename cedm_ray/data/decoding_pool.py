@@ -7,6 +7,7 @@ fault, is replaced, and the image that killed it is refused by its name.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import queue
@@ -29,6 +30,8 @@ CHUNK_BYTES = 8 * 2**20
 MIN_IMAGES, MIN_BYTES = 4_000, 64 * 2**20
 """A source with less than both is decoded in this process: starting the others takes as long."""
 MAX_WORKERS = 32
+PIPE_BYTES = 2**20
+"""A chunk of small images fits in, so that neither side waits for the other in the middle of it."""
 
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cedm_ray.data.decoding_worker import main; main()"
@@ -210,6 +213,10 @@ class _Worker:
             # Ctrl+C at the terminal is for this process, which ends the workers.
             process_group=0,
         )
+        for pipe in (self._process.stdin, self._process.stdout):
+            # Where the system allows no more, they stay as they are.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         with contextlib.suppress(OSError):
             write_message(self._process.stdin, [config.model_dump(mode="json")], [])
 

@@ -22,10 +22,8 @@ from cedm_ray.errors import InputDataError
 def write_message(file: BinaryIO, header: Any, parts: Sequence[bytes | memoryview]) -> None:
     """Write one message; `parts` are the bytes behind the header."""
     text = json.dumps(header).encode()
-    file.write(len(text).to_bytes(8, "little"))
-    file.write(text)
-    for part in parts:
-        file.write(part)
+    # At once: small writes would wake the reader for each.
+    file.write(b"".join((len(text).to_bytes(8, "little"), text, *parts)))
     file.flush()
 
 

@@ -80,9 +80,20 @@ class Source(Protocol):
 
 
 class Listed:
-    """What sources have in common that are a list of files with some refusals before them."""
+    """What sources have in common that are a list of files with some refusals before them, and maybe labels.
+
+    labels: int32 [n] of the files, None without any.
+    """
 
     __slots__ = ()
+
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
+    def label_at(self, position: int) -> int | None:
+        """The label of a file; None where the source has none."""
+        return None if self.labels is None else int(self.labels[position])
 
     def __len__(self) -> int:
         return len(self.files) + len(self.refused)

@@ -41,24 +41,17 @@ class FolderSource(Listed):
         return "folder" if self.labels is None else "edm-folder"
 
     @property
-    def labelled(self) -> bool:
-        return self.labels is not None
-
-    @property
     def size_bytes(self) -> int:
         return int(self.sizes_bytes.sum())
 
     def at(self, positions: Iterable[int]) -> Iterator[Entry | Refusal]:
-        root = Path(self.location)
         for position in positions:
             path = self.files[position]
-            name, content = _utf8(path), read_file(root / path)
+            name, content = _utf8(path), read_file(f"{self.location}/{path}")
             if isinstance(content, str):
                 yield Refusal(name=name, reason=content)
             else:
-                yield Entry(
-                    name=name, content=content, label=None if self.labels is None else int(self.labels[position])
-                )
+                yield Entry(name=name, content=content, label=self.label_at(position))
 
     def listing(self) -> Iterator[Any]:
         for path, size, time_ns in zip(self.files, self.sizes_bytes, self.times_ns, strict=True):
@@ -131,17 +124,23 @@ def _utf8(path: str) -> str:
     return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def read_file(path: Path) -> bytes | str:
+def read_file(path: Path | str) -> bytes | str:
     """The content of a regular file, or the reason why it is not read."""
     try:
         # What was a regular file when it was listed may be a link or a FIFO by now.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 return "not a regular file"
             if status.st_size > MAX_FILE_BYTES:
                 return too_large(status.st_size)
-            return file.read(status.st_size)
+            content = os.read(descriptor, status.st_size)
+            # A network's file system may give less than it is asked for.
+            while len(content) < status.st_size and (more := os.read(descriptor, status.st_size - len(content))):
+                content += more
+            return content
+        finally:
+            os.close(descriptor)
     except OSError as error:
         return error.strerror or str(error)

@@ -57,10 +57,6 @@ class ParquetSource(Listed):
         return range(sum(shard.count for shard in self.shards))
 
     @property
-    def labelled(self) -> bool:
-        return self.labels is not None
-
-    @property
     def size_bytes(self) -> int:
         return sum(shard.size_bytes for shard in self.shards)
 
@@ -85,7 +81,7 @@ class ParquetSource(Listed):
             return Refusal(name=name, reason="no bytes; a path alone is not followed")
         if len(content) > MAX_FILE_BYTES:
             return Refusal(name=name, reason=too_large(len(content)))
-        return Entry(name=name, content=content, label=None if self.labels is None else int(self.labels[position]))
+        return Entry(name=name, content=content, label=self.label_at(position))
 
     def listing(self) -> Iterator[Any]:
         yield from self.content

@@ -30,25 +30,25 @@ class ImageSetSource(Listed):
         return self.images.name
 
     @property
+    def labels(self) -> np.ndarray | None:
+        """Those of the set."""
+        return self.images.labels
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The names of the images."""
         return self.images.names
-
-    @property
-    def labelled(self) -> bool:
-        return self.images.labels is not None
 
     @property
     def size_bytes(self) -> int:
         return self.images.pixels.nbytes
 
     def at(self, positions: Iterable[int]) -> Iterator[Entry | Refusal]:
-        labels = self.images.labels
         for row in positions:
             yield Entry(
                 name=self.images.names[row],
                 content=np.ascontiguousarray(self.images.pixels[row].transpose(1, 2, 0)),
-                label=None if labels is None else int(labels[row]),
+                label=self.label_at(row),
             )
 
     def listing(self) -> Iterator[Any]:

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from cedm_ray.config import digest
-from cedm_ray.data.arrays import ARRAYS, UNREADABLE, MappedRows, npz_rows
+from cedm_ray.data.arrays import UNREADABLE, MappedRows, image_key, npz_rows
 from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_entries, printable
 from cedm_ray.data.entries import Source
 from cedm_ray.data.image_set import pixels_digest
@@ -151,13 +151,7 @@ def _open_npz(path: Path) -> _ImageArray:
     where = printable(str(path.absolute()))
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            key = next((name for name in ARRAYS if name in names), None)
-            if key is None:
-                raise InputDataError(
-                    f"{where} holds no images: its arrays are {printable(', '.join(names)) or 'none'}",
-                    mend="name the array of the images `images` or `arr_0`, uint8 [n, S, S, 3]",
-                )
+            key = image_key(archive, where)
             member = archive.getinfo(f"{key}.npy")
             rows = npz_rows(path, archive, key)
             shape = rows.shape

@@ -60,10 +60,6 @@ class TarSource(Listed):
     streamed: bool
 
     @property
-    def labelled(self) -> bool:
-        return self.labels is not None
-
-    @property
     def size_bytes(self) -> int:
         return int(self.sizes_bytes.sum())
 
@@ -81,8 +77,7 @@ class TarSource(Listed):
                 if len(data) < self.sizes_bytes[position]:
                     yield Refusal(name=name, reason="the archive ends in the middle of it")
                 else:
-                    label = None if self.labels is None else int(self.labels[position])
-                    yield Entry(name=name, content=data, label=label)
+                    yield Entry(name=name, content=data, label=self.label_at(position))
 
     def listing(self) -> Iterator[Any]:
         yield from self.content

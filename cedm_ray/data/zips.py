@@ -53,10 +53,6 @@ class ZipSource(Listed):
     def kind(self) -> str:
         return "zip" if self.labels is None else "edm-zip"
 
-    @property
-    def labelled(self) -> bool:
-        return self.labels is not None
-
     def at(self, positions: Iterable[int]) -> Iterator[Entry | Refusal]:
         with open_zip(Path(self.location)) as archive:
             for position in positions:
@@ -65,9 +61,7 @@ class ZipSource(Listed):
                 if isinstance(content, str):
                     yield Refusal(name=name, reason=content)
                 else:
-                    yield Entry(
-                        name=name, content=content, label=None if self.labels is None else int(self.labels[position])
-                    )
+                    yield Entry(name=name, content=content, label=self.label_at(position))
 
     def listing(self) -> Iterator[Any]:
         yield self.size_bytes
