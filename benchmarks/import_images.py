@@ -12,8 +12,8 @@ of it to the disk. `ratio` is the plain side's median seconds over ours: at leas
 a busy machine hides: with nothing else to do, two cores take half of ours.
 
 With `--scaling`: `--count` generated 64-pixel JPEGs (quality 90, 1,000 to a folder) against the first 50,000 of them.
-`ratio` is images/s of all over images/s of the 50,000: at least 0.9, with memory flat (`peak_mib` of both; names and
-index take some 0.3 kB for each image). A million files take some 4 GB of disk, their set 12 GB.
+`ratio` is images/s of all over images/s of the 50,000: at least 0.9, with memory flat (`peak_mib` of both; only the
+names of the files grow with their number). A million files take some 4 GB of disk, their set 12 GB.
 
 Memory is the largest sum of the proportional set sizes of the process and its workers, looked at 20 times a second.
 """

@@ -151,7 +151,7 @@ def forbid_warnings() -> None:
 def decode_without_warnings(
     name: str, content: bytes | np.ndarray | Image.Image, config: ImagesConfig
 ) -> SourceImage | Refusal:
-    """`decode_image` for a process in which `forbid_warnings` was called: that takes a tenth of the time."""
+    """`decode_image` for a process in which `forbid_warnings` was called: once there, and not once for each image."""
     try:
         if isinstance(content, bytes):
             image, data = _open_image(content), content
@@ -218,7 +218,7 @@ def _to_source_image(name: str, image: Image.Image, sha256: str, config: ImagesC
 
 def _orientation(image: Image.Image) -> int | None:
     """The EXIF orientation of a loaded image; None where it says none."""
-    # Looking for it takes as long as decoding a small PNG, and these two formats say beforehand that it is not there.
+    # Building Pillow's Exif is work for nothing where these two formats say beforehand that there is none.
     if image.format in ("PNG", "JPEG") and not any("exif" in key.lower() or "xm" in key.lower() for key in image.info):
         return None
     return image.getexif().get(_EXIF_ORIENTATION)

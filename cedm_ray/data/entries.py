@@ -131,7 +131,7 @@ def sort_out(name: str, extensions: collections.Counter) -> str | None:
 
 def is_hidden(name: str) -> bool:
     """Whether a name is passed over: a part of it starts with a dot, or is what macOS packs beside files."""
-    # Most names are settled by this alone, a million of them in a second.
+    # Most names are settled by this alone.
     if name[:1] != "." and "/." not in name and "__MACOSX" not in name:
         return False
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

@@ -19,7 +19,7 @@ from cedm_ray.data.decoding import printable
 from cedm_ray.errors import InputDataError, SecurityError
 
 MAX_STEPS = 2_000_000
-"""Opcodes in one file; CIFAR-100's longest takes some 300,000. Each may make an object."""
+"""Opcodes in one file, each of which may make an object. CIFAR-100's longest file has 150,000 values."""
 _VIEW_BYTES = 2**20
 
 _ARRAY, _TYPE, _BYTES = "an array", "a type", "bytes"
