@@ -11,6 +11,8 @@ import pickle
 import resource
 import signal
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -290,6 +292,29 @@ def test_archives(small, tmp_path, number):
             count += 1
             assert str(item) if isinstance(item, Refusal) else item.name
         assert count == len(source)
+
+
+def test_no_damage_to_a_parquet_footer_ends_the_process(tmp_path):
+    """In a process of its own: pyarrow has calls that end theirs (SIGABRT) where a column's statistics are damaged."""
+    (tmp_path / "good.parquet").write_bytes(GOOD_ARCHIVES["train.parquet"])
+    program = """
+import sys
+from pathlib import Path
+from cedm_ray.data.sources import open_source
+from cedm_ray.errors import CedmError
+good = Path(sys.argv[1]).read_bytes()
+path = Path(sys.argv[1]).with_name("bad.parquet")
+start = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+for position in range(start, len(good) - 8):
+    path.write_bytes(good[:position] + bytes([8]) + good[position + 1 :])
+    try:
+        list(open_source(path))
+    except CedmError:
+        pass
+print("all of them")
+"""
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "good.parquet"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "all of them\n"), done.stderr[-2000:]
 
 
 # YAML -----------------------------------------------------------------------------------------------------------------
