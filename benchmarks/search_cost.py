@@ -315,9 +315,10 @@ def draw(path: Path, points: dict[str, list[tuple[Policy, Row]]], own: dict[str,
         axes.annotate(
             f"{row.saving:.1f}x, {row.p:.1%}",
             (row.saving, 100 * row.p),
-            (6, -14),
+            (6, -26),
             textcoords="offset points",
             fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
         axes.axhline(95, color="#999999", lw=0.8, ls="--")
         axes.axvline(4.5, color="#999999", lw=0.8, ls=":")
