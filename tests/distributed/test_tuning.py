@@ -1,12 +1,15 @@
 """The three adapters between Tune and the driver, without a cluster."""
 
 import dataclasses
+import inspect
 import pickle
 from types import SimpleNamespace
 
 import pytest
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.utils.object_cache import _ObjectCache
 
 from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, task_resources
 from cedm_ray.errors import StorageError
@@ -196,3 +199,23 @@ def test_workers_of_a_nested_trial_reserve_for_themselves_and_others_where_they_
     assert plain != task_resources({**held, "nodes": ["n2"]})
     assert task_resources({**held, "cpus": 1, "gpus": 0, "memory_bytes": 0}).bundles == [{"CPU": 1}]
     assert task_resources({**held, "nested": True}).bundles == [{"node:__internal_head__": 0.001}]
+
+
+def test_the_process_of_an_ended_task_waits_for_another_but_not_for_long(study, space, monkeypatch):
+    """The private hook that this needs is there: Tune's cache, and the method that empties it."""
+    assert "force_all" in inspect.signature(TuneController._cleanup_cached_actors).parameters
+    flushed, cache = [], _ObjectCache(may_keep_one=True)
+    controller = SimpleNamespace(
+        get_live_trials=list,
+        get_trials=list,
+        _actor_cache=cache,
+        _cleanup_cached_actors=lambda force_all: flushed.extend(cache.flush_cached_objects(force_all=force_all)),
+    )
+    scheduler = DriverScheduler(FakeDriver(study, space), NAMES)
+    assert cache.cache_object("a trial's resources", "its process")
+    scheduler.choose_trial_to_run(controller)
+    assert flushed == []
+    monkeypatch.setattr("cedm_ray.distributed.tuning.IDLE_S", -1.0)
+    scheduler.choose_trial_to_run(controller)
+    assert flushed == ["its process"]
+    assert cache.num_cached_objects == 0
