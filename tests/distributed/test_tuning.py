@@ -1,12 +1,15 @@
 """The three adapters between Tune and the driver, without a cluster."""
 
 import dataclasses
+import inspect
 import pickle
 from types import SimpleNamespace
 
 import pytest
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.utils.object_cache import _ObjectCache
 
 from cedm_ray.distributed.tuning import (
     DriverNews,
@@ -235,3 +238,23 @@ def test_progress_tells_loss_and_pace_and_a_rung_is_a_milestone(study, space, sh
     told.on_trial_result(2, [], TRIAL, result | {"rung": 0})
     assert [progress.detail for progress in shown] == ["loss 3, 1,234 images/s"] * 2
     assert [progress.milestone for progress in shown] == [False, True]
+
+
+def test_the_process_of_an_ended_task_waits_for_another_but_not_for_long(study, space, monkeypatch):
+    """The private hook that this needs is there: Tune's cache, and the method that empties it."""
+    assert "force_all" in inspect.signature(TuneController._cleanup_cached_actors).parameters
+    flushed, cache = [], _ObjectCache(may_keep_one=True)
+    controller = SimpleNamespace(
+        get_live_trials=list,
+        get_trials=list,
+        _actor_cache=cache,
+        _cleanup_cached_actors=lambda force_all: flushed.extend(cache.flush_cached_objects(force_all=force_all)),
+    )
+    scheduler = DriverScheduler(FakeDriver(study, space), NAMES)
+    assert cache.cache_object("a trial's resources", "its process")
+    scheduler.choose_trial_to_run(controller)
+    assert flushed == []
+    monkeypatch.setattr("cedm_ray.distributed.tuning.IDLE_S", -1.0)
+    scheduler.choose_trial_to_run(controller)
+    assert flushed == ["its process"]
+    assert cache.num_cached_objects == 0
