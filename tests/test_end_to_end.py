@@ -1,10 +1,13 @@
 """A whole study through the command line, on Ray: once undisturbed, once killed in the middle and run again."""
 
+import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from cedm_ray import durable
+from cedm_ray.lock import exclusive_lock
 from cedm_ray.search.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -65,10 +69,11 @@ def command(inputs, study: Path) -> list[str]:
     return [*verb, "--study", str(study), "--json"]
 
 
-def start(inputs, study: Path) -> subprocess.Popen:
-    """A search in the background, whose lines for the user can be read as they come."""
+def start(inputs, study: Path, variables: dict[str, str] | None = None) -> subprocess.Popen:
+    """A search in the background, whose lines for the user can be read as they come. variables: of its environment."""
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-    return subprocess.Popen(command(inputs, study), text=True, cwd=ROOT, **pipes)
+    environment = {**os.environ, **(variables or {})}
+    return subprocess.Popen(command(inputs, study), text=True, cwd=ROOT, env=environment, **pipes)
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +156,64 @@ def test_a_killed_search_run_again_decides_as_if_it_had_not_been_killed(undistur
     assert {name: (study / name).read_bytes() for name in acknowledged} == acknowledged
 
 
-def test_sigterm_ends_a_search_within_seconds_and_says_so(inputs, tmp_path):
-    """Fault 2."""
-    study = tmp_path / "study"
-    driver = start(inputs, study)
+@pytest.mark.parametrize(
+    ("signals", "code"), [([signal.SIGTERM], 143), ([signal.SIGINT], 130), ([signal.SIGINT, signal.SIGINT], 130)]
+)
+def test_a_signal_ends_a_search_within_seconds_says_so_and_leaves_no_process(inputs, tmp_path, signals, code):
+    """Faults 2 and 21."""
+    # A shell that runs the tests in the background has them ignore this one, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    study, mark = tmp_path / "study", f"CEDM_RAY_TEST_MARK={secrets.token_hex(8)}"
+    try:
+        driver = start(inputs, study, dict([mark.split("=")]))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert any("C = " in line for line in driver.stderr)
-    driver.send_signal(signal.SIGTERM)
-    driver.communicate(timeout=30)
-    assert driver.returncode == 143
-    assert durable.read_record(study / "exit.json")["code"] == 143
+    for one in signals:
+        driver.send_signal(one)
+    driver.communicate(timeout=60)
+    assert driver.returncode == code
+    assert durable.read_record(study / "exit.json")["code"] == code
+    give_up = time.monotonic() + 60
+    while left := marked(mark):
+        assert time.monotonic() < give_up, left
+        time.sleep(0.1)
+
+
+def marked(mark: str) -> list[str]:
+    """The command lines of all processes that have the mark in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        # A process may end while it is looked at, and those of other users cannot be.
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def test_a_paused_driver_keeps_its_study_and_once_overtaken_writes_nothing(inputs, tmp_path):
+    """Fault 13, with two real drivers."""
+    study = Study(tmp_path / "study")
+    first = start(inputs, study.path)
+    try:
+        assert any("C = " in line for line in first.stderr)
+        first.send_signal(signal.SIGSTOP)
+        refused = subprocess.run(command(inputs, study.path), capture_output=True, text=True, cwd=ROOT, check=False)
+        assert refused.returncode == 6
+        assert f"process {first.pid} on " in refused.stderr
+        # As of a machine that hangs: its lock is given to another.
+        study.lock.unlink()
+        with exclusive_lock(study.lock):
+            decided, timed = study.decisions(), study.stage_s()
+            first.send_signal(signal.SIGCONT)
+            _, told = first.communicate(timeout=300)
+            assert first.returncode == 6
+            assert f"is driven by process {os.getpid()} on " in told
+            assert (study.decisions(), study.stage_s()) == (decided, timed)
+        assert study.read_exit() is None
+    finally:
+        first.send_signal(signal.SIGCONT)
+        first.kill()
+        first.communicate()
+    again = subprocess.run(command(inputs, study.path), capture_output=True, text=True, cwd=ROOT, check=False)
+    assert again.returncode == 0, again.stderr

@@ -29,7 +29,17 @@ ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).parent / "ray"
 MARK = "CEDM_RAY_TEST_MARK"
 # On a machine that many share a job of ten seconds may take minutes; what is asked is asked again and again until then.
-PATIENCE_S, HEADS = 1200, 5
+PATIENCE_S = 1200
+
+# Ray gives up a head that has not started within 30 seconds of its clock, and this machine may be busier than that.
+PATIENT_RAY = """
+import sys, time, types
+import ray._private.node as node
+clock = {name: getattr(time, name) for name in dir(time)} | {"monotonic": lambda: time.monotonic() / 40}
+node.time = types.SimpleNamespace(**clock)
+from ray.scripts.scripts import main
+sys.exit(main())
+"""
 
 SPACE = {
     "name": "submission",
@@ -79,6 +89,9 @@ class Head:
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(PATIENCE_S),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_agent_register_timeout_ms": str(PATIENCE_S * 1000),
+            "RAY_worker_register_timeout_seconds": str(PATIENCE_S),
+            "RAY_health_check_failure_threshold": "100",
         }
         options = {
             "port": self.port,
@@ -95,7 +108,8 @@ class Head:
             "object-store-memory": 100_000_000,
             "temp-dir": self.folder / "ray",
         }
-        command = [RAY, "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
+        given = [f"--{name}={value}" for name, value in options.items()]
+        command = [sys.executable, "-c", PATIENT_RAY, "start", "--head", "--block", *given]
         self.log = self.folder / "head.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
@@ -197,17 +211,13 @@ def until(true, what: str, every_s: float = 0.2):
 
 @pytest.fixture(scope="module")
 def head():
-    """A head that answers. On a machine that is very busy Ray gives one up that did not start within 30 seconds."""
-    for _ in range(HEADS):
-        head = Head()
-        try:
-            if until(lambda head=head: head.answers() or head.process.poll() is not None, "no head") and head.answers():
-                yield head
-                return
-            told = head.log.read_text()
-        finally:
-            head.end()
-    pytest.fail(f"no head could be started: {told}")
+    head = Head()
+    try:
+        until(lambda: head.answers() or head.process.poll() is not None, "the head did not answer")
+        assert head.process.poll() is None, head.log.read_text()
+        yield head
+    finally:
+        head.end()
 
 
 @pytest.fixture
@@ -224,7 +234,8 @@ def acknowledged(study: Study) -> dict[str, bytes]:
 
 def test_a_stopped_job_goes_on_where_it_stopped_when_it_is_submitted_again(head, space, tmp_path):
     study = Study(tmp_path / "study")
-    given = {"SPACE": space, "IMAGES": "sklearn:digits", "STUDY": study.path}
+    # Ray gives a job three seconds to end before it kills it, unless it is told to wait.
+    given = {"SPACE": space, "IMAGES": "sklearn:digits", "STUDY": study.path, "RAY_JOB_STOP_WAIT_TIME_S": PATIENCE_S}
     head.submit("first", "jobs/new_dataset.sh", **given)
     until(
         lambda: study.decisions() or head.status("first") in ("FAILED", "SUCCEEDED"),
@@ -238,7 +249,7 @@ def test_a_stopped_job_goes_on_where_it_stopped_when_it_is_submitted_again(head,
     until(lambda: not is_held(study.lock), "the driver still holds the study")
     until(lambda: not head.processes("cedm_ray search"), "the driver is still there")
     until(lambda: not head.processes("StudyTask"), "a task is still there")
-    # Fault 2: it had three seconds to end, and says how it did.
+    # Fault 2: it has ended by itself, and says how.
     assert study.read_exit()["code"] == 128 + signal.SIGTERM
     kept = acknowledged(study)
     assert not (study.path / "result.json").exists()

@@ -8,7 +8,8 @@ import pytest
 
 from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
-from cedm_ray.errors import ConfigurationError, IntegrityError, NoUsableResultError, StorageError
+from cedm_ray.errors import ConfigurationError, IntegrityError, LockedError, NoUsableResultError, StorageError
+from cedm_ray.lock import exclusive_lock
 from cedm_ray.search.agenda import FitTask, Goal, TrainTask
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.packing import GIB, Node
@@ -380,3 +381,45 @@ def test_what_ran_out_of_memory_gets_half_the_microbatch_once_and_then_fails_as_
     assert cluster.driver.space_for(fit).settled() == space.settled()
     cluster.driver.die(UNCONDITIONAL, "CUDA out of memory", out_of_memory=True)
     assert cluster.study.failures() == {UNCONDITIONAL: "oom: CUDA out of memory"}
+
+
+def test_an_overtaken_driver_writes_nothing_more(tmp_path):
+    """Fault 13: it was paused, its lock was taken away and given to another, and it goes on."""
+    cluster = Cluster(tmp_path / "study", space_of())
+    study = cluster.study
+
+    def files():
+        return {path for path in study.path.rglob("*") if path.is_file() and path != study.lock}
+
+    with exclusive_lock(study.lock):
+        study.settle(space_of().settled())
+        task, _ = cluster.driver.next_task()
+        assert cluster.driver.needless(task.name) is False
+        before = files()
+        study.lock.unlink()
+        study.lock.write_text('process 7 on elsewhere, started 2026-01-01T00:00:00+00:00\n{"mark": "x"}\n')
+        report = TrialReport(
+            trial=UNCONDITIONAL,
+            rung=0,
+            images_seen=1000,
+            distance=1.0,
+            num_samples=8,
+            loss=None,
+            train_s=0.0,
+            evaluate_s=0.0,
+            skipped_steps=0,
+            collapsed=False,
+        )
+        for write in (
+            cluster.driver.next_task,
+            lambda: cluster.driver.judge(report),
+            lambda: cluster.driver.needless(task.name),
+            lambda: cluster.driver.fail(task.name, "it broke"),
+            lambda: study.write_candidates([2]),
+            lambda: study.write_timing("bound", 1.0),
+            lambda: study.write_exit(0, "done"),
+        ):
+            with pytest.raises(LockedError, match="is driven by process 7 on elsewhere") as caught:
+                write()
+            assert caught.value.exit_code == 6
+        assert files() == before

@@ -1,8 +1,11 @@
 """What `report` prints and writes; `search` needs Ray and is run by test_end_to_end."""
 
 import json
+from pathlib import Path
 
 from cedm_ray import durable
+
+SPACES = Path(__file__).parents[2] / "search_spaces"
 
 
 def test_report_prints_the_result_and_writes_the_page(run, done):
@@ -28,3 +31,36 @@ def test_a_damaged_record_ends_with_8_and_names_it(run, done):
     code, _, err = run("report", done.path)
     assert code == 8
     assert str(path) in err
+
+
+def test_a_search_without_a_space_and_without_an_earlier_study_says_what_it_needs(run, tmp_path):
+    code, out, err = run("search", "--study", tmp_path / "study")
+    assert (code, out) == (2, "")
+    assert "neither SPACE nor --like" in err
+
+
+def test_a_dry_run_starts_and_writes_nothing(run, tmp_path, digit_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("search", SPACES / "digits.yaml", "--study", "study", "--images", digit_folder, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "The search: after the bound's fits, 6 C" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_study_that_exists_leaves_how_it_ended(run, done, digit_folder, tmp_path):
+    done.write_exit(143, "terminated")
+    before = {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()}
+    like = ("search", "--like", done.path, "--images", digit_folder, "--study")
+    code, out, _ = run(*like, tmp_path / "new", "--dry-run", "--json")
+    assert code == 0
+    told = json.loads(out)["search"]
+    assert told["rate"]["source"].startswith("measured in this study")
+    assert told["candidates"] == 3
+    assert not (tmp_path / "new").exists()
+    assert {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()} == before
+
+
+def test_like_a_study_without_a_bound_ends_with_2(run, fresh, digit_folder, tmp_path):
+    code, _, err = run("search", "--like", fresh.path, "--images", digit_folder, "--study", tmp_path / "new")
+    assert code == 2
+    assert "no C_max" in err
