@@ -200,7 +200,7 @@ def print_result(result: StudyResult) -> None:
 
 
 def _row(result: StudyResult, trial: TrialResult) -> list[object]:
-    name = "none" if trial.num_clusters is None else trial.num_clusters
+    name = "none" if trial.is_baseline else "features" if trial.is_comparison else trial.num_clusters
     utilization = None if trial.utilization is None else f"{trial.utilization:.3f}"
     by_rung = {report.rung: report.distance for report in trial.reports}
     distances = [by_rung.get(rung) for rung in range(len(result.rungs_kimg))]

@@ -110,7 +110,7 @@ def open_task(study: Study, space: SearchSpace, task: Task) -> Iterator:
     """The generator that does a task."""
     if isinstance(task, FitTask):
         return run_fit(study, space, task, device="cpu")
-    return run_trial(study, space, task.num_clusters, device="cpu")
+    return run_trial(study, space, task.num_clusters, features=task.features, device="cpu")
 
 
 def drive(

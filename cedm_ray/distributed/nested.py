@@ -115,7 +115,7 @@ def _work(config: dict[str, Any]) -> None:
         device = str(get_device())
         torch.cuda.set_device(device)
     try:
-        for event in run_trial(study, space, task.num_clusters, device=device):
+        for event in run_trial(study, space, task.num_clusters, features=task.features, device=device):
             if first:
                 config["queue"].put(("said", event))
     except (CedmError, ValueError, ArithmeticError) as error:

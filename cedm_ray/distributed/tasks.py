@@ -19,7 +19,8 @@ def task_config(study: Study, space: SearchSpace, task: Task, gpus: float) -> di
         "num_clusters": task.num_clusters,
         "gpus": gpus,
     }
-    return config | ({"repeat": task.repeat, "lower": task.lower} if isinstance(task, FitTask) else {})
+    own = {"repeat": task.repeat, "lower": task.lower} if isinstance(task, FitTask) else {"features": task.features}
+    return config | own
 
 
 def located(space: SearchSpace) -> SearchSpace:
@@ -47,7 +48,7 @@ def read_task(config: dict[str, Any]) -> tuple[Study, SearchSpace, Task]:
             space,
             FitTask(num_clusters=config["num_clusters"], repeat=config["repeat"], lower=config["lower"]),
         )
-    return study, space, TrainTask(num_clusters=config["num_clusters"])
+    return study, space, TrainTask(num_clusters=config["num_clusters"], features=config["features"])
 
 
 def choose_device(gpus: float) -> str:

@@ -78,7 +78,9 @@ class StudyTask(tune.Trainable):
             return run_fit(study, space, self._task, device=choose_device(gpus))
         if is_nested(space):
             return nested_trial(study, space, self._task, key=self.trial_id)
-        return run_trial(study, space, self._task.num_clusters, device=choose_device(gpus))
+        return run_trial(
+            study, space, self._task.num_clusters, features=self._task.features, device=choose_device(gpus)
+        )
 
     def _progress(self, event: Any) -> dict[str, Any]:
         if isinstance(self._task, FitTask):

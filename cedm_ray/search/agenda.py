@@ -13,7 +13,7 @@ from typing import Literal
 from cedm_ray.clustering.bound import BoundConfig, BoundResult, UpperBoundSearch
 from cedm_ray.clustering.lower_bound import LowerBoundConfig, LowerBoundResult, lower_bound
 from cedm_ray.search.candidates import CandidatesConfig, candidates
-from cedm_ray.search.results import trial_name
+from cedm_ray.search.results import FEATURES, trial_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +32,19 @@ class FitTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainTask:
-    """Train the C-EDM conditioned on `num_clusters` clusters; None: the unconditional baseline."""
+    """Train the C-EDM conditioned on `num_clusters` clusters; None: the unconditional baseline, or with `features` the
+    one conditioned on the images' feature vectors."""
 
     num_clusters: int | None
+    features: bool = False
+
+    def __post_init__(self) -> None:
+        if self.features and self.num_clusters is not None:
+            raise ValueError(f"num_clusters must be None for a trial on features, got {self.num_clusters}")
 
     @property
     def name(self) -> str:
-        return trial_name(self.num_clusters)
+        return FEATURES if self.features else trial_name(self.num_clusters)
 
 
 Task = FitTask | TrainTask
@@ -47,12 +53,19 @@ Task = FitTask | TrainTask
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
     """How far a driver goes. bound: stop when C_max and the lower end are known. search: to C_V. trial: train one C
-    (None: the baseline) through the rungs, whatever the bound says; a rung stops it where the study's other trials are
-    better. fits: only fit every C of `sizes`, as often as the bound's repeats."""
+    (None: the baseline, or with `features` the one on feature vectors) through the rungs, whatever the bound says; a
+    rung stops it where the study's other trials are better. fits: only fit every C of `sizes`, as often as the bound's
+    repeats."""
 
     kind: Literal["bound", "search", "trial", "fits"]
     num_clusters: int | None = None
+    features: bool = False
     sizes: tuple[int, ...] = ()
+
+    @property
+    def trial(self) -> TrainTask:
+        """The one trial of the kind `trial`."""
+        return TrainTask(num_clusters=self.num_clusters, features=self.features)
 
 
 class Agenda:
@@ -159,20 +172,24 @@ class Agenda:
     def finished(self) -> bool:
         """Whether nothing is left to ask or to wait for."""
         if self.goal.kind == "trial":
-            return self._is_over(self.goal.num_clusters)
+            return self._is_over(self.goal.trial)
         if self.goal.kind == "fits":
             return all(self._is_fitted(task) or task.name in self._ended for task in self._own_fits())
         if self.bound is None:
             return self.blocked_by is not None
-        trials = (None, *self.candidates) if self.goal.kind == "search" and self.candidates else ()
+        trials = self._trials() if self.goal.kind == "search" and self.candidates else ()
         lower_end = all(self._is_fitted(task) or task.name in self._ended for task in self._lower_tasks)
-        return lower_end and all(self._is_over(c) for c in trials)
+        return lower_end and all(self._is_over(trial) for trial in trials)
 
-    def _is_over(self, num_clusters: int | None) -> bool:
-        """Whether the trial of this C ended, or can never start because its fit failed."""
-        names = {trial_name(num_clusters)}
-        if num_clusters is not None:
-            names.add(FitTask(num_clusters=num_clusters, repeat=0).name)
+    def _trials(self) -> list[TrainTask]:
+        """Those of a search as far as it is known, in their order."""
+        return [TrainTask(num_clusters=num_clusters) for num_clusters in (None, *(self.candidates or ()))]
+
+    def _is_over(self, trial: TrainTask) -> bool:
+        """Whether the trial ended, or can never start because its fit failed."""
+        names = {trial.name}
+        if trial.num_clusters is not None:
+            names.add(FitTask(num_clusters=trial.num_clusters, repeat=0).name)
         return not names.isdisjoint(self._ended)
 
     def _open(self, free_fits: int) -> Iterator[Task]:
@@ -180,7 +197,7 @@ class Agenda:
         if self.finished:
             return
         if self.goal.kind == "trial":
-            yield from self._steps(self.goal.num_clusters)
+            yield from self._steps(self.goal.trial)
             return
         if self.goal.kind == "fits":
             for task in self._own_fits():
@@ -192,15 +209,15 @@ class Agenda:
         for task in self._lower_tasks:
             yield from self._new(task)
         if self.goal.kind == "search":
-            for num_clusters in (None, *(self.candidates or ())):
-                yield from self._steps(num_clusters)
+            for trial in self._trials():
+                yield from self._steps(trial)
 
-    def _steps(self, num_clusters: int | None) -> Iterator[Task]:
-        """What the trial of this C needs next, if it is neither under way nor over."""
-        if num_clusters is not None and 0 not in self._fitted.get(num_clusters, ()):
-            yield from self._new(FitTask(num_clusters=num_clusters, repeat=0))
+    def _steps(self, trial: TrainTask) -> Iterator[Task]:
+        """What the trial needs next, if it is neither under way nor over."""
+        if trial.num_clusters is not None and 0 not in self._fitted.get(trial.num_clusters, ()):
+            yield from self._new(FitTask(num_clusters=trial.num_clusters, repeat=0))
         else:
-            yield from self._new(TrainTask(num_clusters=num_clusters))
+            yield from self._new(trial)
 
     def _new(self, task: Task) -> Iterator[Task]:
         done = isinstance(task, FitTask) and self._is_fitted(task)

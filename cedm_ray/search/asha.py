@@ -4,7 +4,8 @@ The stopping variant: a trial that reports at a rung goes on unless its distance
 100/reduction_factor percentile of the distances that others reported there before it. The first at a rung always goes
 on. Decisions depend on the order in which reports arrive; that order is recorded, and the same records give the same
 decisions. Differences from Ray Tune's AsyncHyperBand are on purpose: a distance that is not finite ends the trial, a
-collapsed model ends it too, and the unconditional baseline is measured but neither stopped nor counted.
+collapsed model ends it too, and the unconditional baseline and the trial on features, which are there to compare with,
+are measured but neither stopped nor counted.
 """
 
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from cedm_ray.config import Config
-from cedm_ray.search.results import UNCONDITIONAL, Decision, TrialReport
+from cedm_ray.search.results import FEATURES, UNCONDITIONAL, Decision, TrialReport
 
 
 class AshaConfig(Config):
@@ -89,6 +90,8 @@ class Asha:
             status, reason = "completed", f"trained to {level}: {distance:.4g}"
         elif report.trial == UNCONDITIONAL:
             status, reason = "running", f"goes on at {level}: {distance:.4g}, the baseline is never stopped"
+        elif report.trial == FEATURES:
+            status, reason = "running", f"goes on at {level}: {distance:.4g}, a comparison is never stopped"
         else:
             cutoff = self._cutoff(report.rung)
             self._distances[report.rung][report.trial] = distance

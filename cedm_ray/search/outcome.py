@@ -5,7 +5,7 @@ from cedm_ray.errors import IntegrityError, NoUsableResultError
 from cedm_ray.features.extractors import distance_name
 from cedm_ray.search.agenda import Agenda, Goal
 from cedm_ray.search.asha import Asha
-from cedm_ray.search.results import UNCONDITIONAL, Decision, StudyResult, TrialResult, trial_name
+from cedm_ray.search.results import FEATURES, UNCONDITIONAL, Decision, StudyResult, TrialResult, trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -80,7 +80,7 @@ def study_result(study: Study, space: SearchSpace, images: ImageSet) -> StudyRes
 def _trial_result(study: Study, name: str, decisions: tuple[Decision, ...], fits, failures) -> TrialResult:
     own = [decision for decision in decisions if decision.trial == name]
     judged = {decision.rung for decision in own}
-    num_clusters = None if name == UNCONDITIONAL else int(name.removeprefix("c"))
+    num_clusters = None if name in (UNCONDITIONAL, FEATURES) else int(name.removeprefix("c"))
     fit = fits.get(f"{name}-r0")
     failure = failures.get(name, failures.get(f"{name}-r0"))
     if failure is not None:

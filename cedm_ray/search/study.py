@@ -36,7 +36,7 @@ import numpy as np
 
 from cedm_ray import durable
 from cedm_ray.errors import ConfigurationError, IntegrityError
-from cedm_ray.search.results import UNCONDITIONAL, Decision, TrialReport
+from cedm_ray.search.results import FEATURES, UNCONDITIONAL, Decision, TrialReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ class Study:
     def trials(self) -> list[str]:
         """Names of all trials that left anything."""
         found = [path.name for path in _listing(self.path / "trials", "*") if path.is_dir()]
-        return [name for name in found if re.fullmatch(rf"{UNCONDITIONAL}|c\d{{5,}}", name)]
+        return [name for name in found if re.fullmatch(rf"{UNCONDITIONAL}|{FEATURES}|c\d{{5,}}", name)]
 
     def write_decision(self, decision: Decision) -> None:
         path = self.path / "decisions" / f"{decision.sequence:06d}.json"

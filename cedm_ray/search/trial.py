@@ -24,10 +24,12 @@ from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import ReferenceFactor, frechet_reference
 from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.checkpoints import CheckpointWriter
+from cedm_ray.search.clusterings import neighbors_features
 from cedm_ray.search.evaluate import distance_to, image_statistics, low_rank_distance, merged_over_workers, own_share
+from cedm_ray.search.feature_bank import unit_features
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import Meaning, load_checkpoint
-from cedm_ray.search.results import Notice, TrialReport, trial_name
+from cedm_ray.search.results import FEATURES, Notice, TrialReport, trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -44,15 +46,19 @@ def load_assignment(study: Study, num_clusters: int) -> ClusterAssignment:
 
 
 def run_trial(
-    study: Study, space: SearchSpace, num_clusters: int | None, *, device: str
+    study: Study, space: SearchSpace, num_clusters: int | None, *, device: str, features: bool = False
 ) -> Iterator[TrainProgress | TrialReport | Notice]:
-    """Train on C = `num_clusters` clusters (None: unconditionally) through all rungs of the space.
+    """Train on C = `num_clusters` clusters through all rungs of the space (None: unconditionally, or with `features` on
+    the images' feature vectors).
 
     Yields TrainProgress while training and one TrialReport at every rung, those of an earlier run included. Raises
     InputDataError where the clustering gives no condition, IntegrityError, StorageError.
     """
     images = open_image_set(study.images)
-    meaning, classes = _conditions(study, space, images, num_clusters)
+    if features:
+        meaning, conditions = _feature_conditions(study, space, images)
+    else:
+        meaning, conditions = _conditions(study, space, images, num_clusters)
     detector = open_detector(space, images, device)
     reference = frechet_reference(reference_statistics(study, space, images, detector))
     state = TrainState.create(
@@ -64,6 +70,7 @@ def run_trial(
         num_classes=len(meaning.class_ids),
         seed=space.seed,
         device=device,
+        feature_dim=meaning.feature_dim,
     )
     folder = study.checkpoints(meaning.trial)
     checkpoint = durable.newest_checkpoint(folder)
@@ -72,7 +79,7 @@ def run_trial(
         for reason in checkpoint.fallbacks:
             yield Notice(text=f"{meaning.trial} goes on from {checkpoint.folder.name} images: {reason}")
     with CheckpointWriter(folder, meaning, space.checkpoints.keep) as writer:
-        yield from _rungs(study, space, state, images, classes, meaning, (detector, reference), writer)
+        yield from _rungs(study, space, state, images, conditions, meaning, (detector, reference), writer)
 
 
 def _rungs(
@@ -80,12 +87,13 @@ def _rungs(
     space: SearchSpace,
     state: TrainState,
     images: ImageSet,
-    classes: np.ndarray | None,
+    conditions: np.ndarray | None,
     meaning: Meaning,
     yardstick: tuple[Extractor, ReferenceFactor],
     writer: CheckpointWriter,
 ) -> Iterator[TrainProgress | TrialReport | Notice]:
-    """From rung to rung. yardstick: the detector and its statistics of the training images."""
+    """From rung to rung. conditions: as `train` takes them. yardstick: the detector and its statistics of the training
+    images."""
     recorded = {report.rung: report for report in study.reports(meaning.trial)}
     for rung, rung_kimg in enumerate(space.rungs.rungs_kimg):
         if rung in recorded:
@@ -102,7 +110,7 @@ def _rungs(
             until = min(rung_images, _next_checkpoint(space, state.images_seen))
             before = state.images_seen
             try:
-                for progress in _train(space, state, images, classes, rung_images, until):
+                for progress in _train(space, state, images, conditions, rung_images, until):
                     if progress.loss is not None:
                         losses.append((progress.loss, progress.images_seen - before))
                     before = progress.images_seen
@@ -117,7 +125,8 @@ def _rungs(
         trained = time.monotonic()
         distance, collapsed = None, False
         if not diverged:
-            distance, collapsed = _measure(space, state, meaning, *yardstick)
+            bank = conditions if meaning.feature_dim else None
+            distance, collapsed = _measure(space, state, meaning, bank, *yardstick)
         report = TrialReport(
             trial=meaning.trial,
             rung=rung,
@@ -138,15 +147,24 @@ def _rungs(
 
 
 def _measure(
-    space: SearchSpace, state: TrainState, meaning: Meaning, detector: Extractor, reference: ReferenceFactor
+    space: SearchSpace,
+    state: TrainState,
+    meaning: Meaning,
+    bank: np.ndarray | None,
+    detector: Extractor,
+    reference: ReferenceFactor,
 ) -> tuple[float, bool]:
-    """The distance of the averaged model's images to the training images, and whether they are all alike."""
+    """The distance of the averaged model's images to the training images, and whether they are all alike.
+
+    bank: features that conditions are drawn from, None for a model that is not conditioned on features.
+    """
     batches = sample_on_device(
         state.ema,
         own_share(space.evaluation.seeds),
         config=space.rung_sampling,
         image_size=meaning.image_size,
         counts=np.asarray(meaning.counts, dtype=np.int64) if meaning.counts else None,
+        bank=bank,
         device=state.device,
     )
     if space.evaluation.num_samples < detector.dim and not torch.distributed.is_initialized():
@@ -158,7 +176,7 @@ def _train(
     space: SearchSpace,
     state: TrainState,
     images: ImageSet,
-    classes: np.ndarray | None,
+    conditions: np.ndarray | None,
     rung_images: int,
     until: int,
 ) -> Iterator[TrainProgress]:
@@ -166,7 +184,7 @@ def _train(
     return train(
         state,
         images.pixels,
-        classes,
+        conditions,
         config=space.training,
         augment=space.augmentation,
         order=TrainingOrder(num_images=len(images), seed=space.seed),
@@ -194,8 +212,32 @@ def _conditions(
         class_ids = tuple(assignment.used_ids.tolist())
         counts = tuple(assignment.compact_counts.tolist())
         classes = assignment.compact_labels
-    meaning = Meaning(
-        trial=trial_name(num_clusters),
+    name = trial_name(num_clusters)
+    return _meaning(space, images, name, num_clusters=num_clusters, class_ids=class_ids, counts=counts), classes
+
+
+def _feature_conditions(study: Study, space: SearchSpace, images: ImageSet) -> tuple[Meaning, np.ndarray]:
+    """As `_conditions`, for the features that the study clusters: float32 [N, D] of unit length."""
+    key = neighbors_features(study)
+    if key is None:
+        raise InputDataError(f"{study.path} has no features yet", mend="run cedm-ray features on it first")
+    bank = unit_features(study, key)
+    return _meaning(space, images, FEATURES, features_key=key, feature_dim=bank.shape[1]), bank
+
+
+def _meaning(
+    space: SearchSpace,
+    images: ImageSet,
+    trial: str,
+    *,
+    num_clusters: int | None = None,
+    class_ids: tuple[int, ...] = (),
+    counts: tuple[int, ...] = (),
+    features_key: str | None = None,
+    feature_dim: int = 0,
+) -> Meaning:
+    return Meaning(
+        trial=trial,
         num_clusters=num_clusters,
         class_ids=class_ids,
         counts=counts,
@@ -204,8 +246,9 @@ def _conditions(
         network=space.network,
         edm=space.edm,
         sampling=space.sampling,
+        features_key=features_key,
+        feature_dim=feature_dim,
     )
-    return meaning, classes
 
 
 def _next_checkpoint(space: SearchSpace, images_seen: int) -> float:

@@ -11,7 +11,13 @@ from cedm_ray.search.space import SearchSpace
 
 
 @pytest.mark.parametrize(
-    "task", [FitTask(num_clusters=40, repeat=2), TrainTask(num_clusters=40), TrainTask(num_clusters=None)]
+    "task",
+    [
+        FitTask(num_clusters=40, repeat=2),
+        TrainTask(num_clusters=40),
+        TrainTask(num_clusters=None),
+        TrainTask(num_clusters=None, features=True),
+    ],
 )
 def test_a_task_arrives_as_it_was_sent(space, study, task):
     sent = json.loads(json.dumps(task_config(study, space, task, 0.5)))
