@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cedm_ray.data.decoding import printable
-from cedm_ray.search.results import ClusteringSummary, Notice, StudyResult, TrialResult
+from cedm_ray.search.results import UNCONDITIONAL, ClusteringSummary, Notice, StudyResult, TrialResult, read_trial_name
 from cedm_ray.search.results import Progress as Step
 
 LINE_EVERY_S = 30.0
@@ -240,15 +240,20 @@ def print_result(result: StudyResult) -> None:
 
 
 def _row(result: StudyResult, trial: TrialResult) -> list[object]:
-    name = "none" if trial.num_clusters is None else trial.num_clusters
-    if trial.seed:
-        name = f"{name} seed {trial.seed}"
     utilization = None if trial.utilization is None else f"{trial.utilization:.3f}"
     by_rung = {report.rung: report.distance for report in trial.reports}
     distances = [by_rung.get(rung) for rung in range(len(result.rungs_kimg))]
     mark = "  <- C_V" if trial.trial == result.best else ""
     shown = [None if distance is None else f"{distance:.4g}" for distance in distances]
-    return [name, trial.num_used, utilization, *shown, trial.reason + mark]
+    return [trial_label(trial.trial), trial.num_used, utilization, *shown, trial.reason + mark]
+
+
+def trial_label(trial: str) -> str:
+    """A trial as tables call it, by its name: `none` for the baseline, `features`, its C, its C with a further seed."""
+    num_clusters, seed = read_trial_name(trial)
+    if num_clusters is None:
+        return "none" if trial == UNCONDITIONAL else trial
+    return f"{num_clusters} seed {seed}" if seed else str(num_clusters)
 
 
 def answer(result: StudyResult) -> str:

@@ -110,7 +110,8 @@ def open_task(study: Study, space: SearchSpace, task: Task) -> Iterator:
     """The generator that does a task."""
     if isinstance(task, FitTask):
         return run_fit(study, space, task, device="cpu")
-    return run_trial(study, space, task.num_clusters, device="cpu", seed=task.seed, final=task.final)
+    about = {"features": task.features, "seed": task.seed, "final": task.final}
+    return run_trial(study, space, task.num_clusters, device="cpu", **about)
 
 
 def drive(

@@ -1,6 +1,7 @@
 """What is shown: bars for people, lines for logs, nothing where nothing is wanted; results on standard output."""
 
 import contextlib
+import dataclasses
 import io
 import re
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from cedm_ray import terminal
 from cedm_ray.clustering.bound import BoundResult
 from cedm_ray.metrics.agreement import Agreement, ClusterSizes
 from cedm_ray.search.results import (
+    FEATURES,
     ClusteringSummary,
     Notice,
     Progress,
@@ -262,8 +264,8 @@ def test_a_table_is_right_aligned_but_for_its_last_column(capsys):
     assert capsys.readouterr().out == ("title\n   C  r_C  how it ended\n   2    –  well\n1000  0.5  not well\n")
 
 
-def trial(num_clusters, status, *distances, reason="trained", used=None):
-    name = trial_name(num_clusters)
+def trial(num_clusters, status, *distances, reason="trained", used=None, name=None):
+    name = name or trial_name(num_clusters)
     reports = tuple(
         TrialReport(
             trial=name,
@@ -320,6 +322,15 @@ def test_a_result_is_the_bound_the_table_and_the_answer(capsys):
         "\n"
         "C_V = 4: FD[pixels] 6, 25.0% lower than the unconditional model's 8 at the same budget.\n"
     )
+
+
+def test_a_trial_on_features_is_a_row_by_its_name_and_changes_no_answer(capsys):
+    plain = result()
+    more = dataclasses.replace(plain, trials=(*plain.trials, trial(None, "completed", 3.0, 2.0, name=FEATURES)))
+    print_result(more)
+    lines = capsys.readouterr().out.splitlines()
+    assert "features    –      –         3       2  trained" in lines
+    assert lines[-1] == answer(plain)
 
 
 def test_answers_without_gain_with_loss_and_without_best():

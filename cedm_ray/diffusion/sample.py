@@ -120,6 +120,7 @@ def sample(
     counts: np.ndarray | None = None,
     classes: Sequence[int] | int | None = None,
     features: np.ndarray | None = None,
+    bank: np.ndarray | None = None,
     guide: nn.Module | None = None,
     device: torch.device | str,
 ) -> Iterator[np.ndarray]:
@@ -135,6 +136,7 @@ def sample(
         counts=counts,
         classes=classes,
         features=features,
+        bank=bank,
         guide=guide,
         device=device,
     )
@@ -151,6 +153,7 @@ def sample_on_device(
     counts: np.ndarray | None = None,
     classes: Sequence[int] | int | None = None,
     features: np.ndarray | None = None,
+    bank: np.ndarray | None = None,
     guide: nn.Module | None = None,
     device: torch.device | str,
 ) -> Iterator[Tensor]:
@@ -158,14 +161,15 @@ def sample_on_device(
 
     denoiser: a `Denoiser` on `device` in eval mode. seeds: integers in [0, 2^32). For a network with K classes give
     either counts, int64 [K], to draw conditions in their proportion, or classes, one for each seed or one for all
-    (-1 = null label); for one conditioned on features (its `feature_dim` is D) features, float [n, D], a row for each
-    seed; for an unconditional network none of them. guide: the worse model of autoguidance, likewise on `device` in
+    (-1 = null label); for one conditioned on features (its `feature_dim` is D) either features, float [n, D], a row for
+    each seed, or bank, float [N, D], of which each image draws a row by its own seed, all alike likely; for an
+    unconditional network none of them. guide: the worse model of autoguidance, likewise on `device` in
     eval mode; None = classifier-free where config.guidance is above 0.
 
     Raises ValueError for arguments that do not fit the network, and as `guided`.
     """
-    chosen = _check(denoiser, seeds, counts, classes, features)
-    about = {"config": config, "image_size": image_size, "device": torch.device(device)}
+    chosen = _check(denoiser, seeds, counts, classes, features, bank)
+    about = {"config": config, "image_size": image_size, "device": torch.device(device), "bank": bank}
     for images, _ in _batches(guided(denoiser, config.guidance, guide), seeds, chosen, counts, **about):
         yield images
 
@@ -181,7 +185,7 @@ def sample_with_classes(
     device: torch.device | str,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """As `sample` with counts, and with the images of a batch their classes, int64 [B]."""
-    _check(denoiser, seeds, counts, None, None)
+    _check(denoiser, seeds, counts, None, None, None)
     about = {"config": config, "image_size": image_size, "device": torch.device(device)}
     for images, conditions in _batches(guided(denoiser, config.guidance, guide), seeds, None, counts, **about):
         yield images.cpu().numpy(), conditions.numpy()
@@ -196,16 +200,21 @@ def _batches(
     config: SampleConfig,
     image_size: int,
     device: torch.device,
+    bank: np.ndarray | None = None,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Images uint8 [B, 3, S, S] on the device, and their conditions.
 
-    chosen: the conditions of all images, [n] or [n, D], or None.
+    chosen: the conditions of all images, [n] or [n, D], or None. bank: rows that conditions are drawn from, or None.
     """
+    if bank is not None:
+        counts = np.ones(len(bank), dtype=np.int64)
     starts = range(0, len(seeds), config.batch_size)
 
     def drawn(start: int) -> tuple[list[torch.Generator], Tensor, Tensor | None]:
         generators = _generators(seeds[start : start + config.batch_size])
         latents, conditions = _draw(generators, image_size, counts)
+        if bank is not None:
+            conditions = torch.from_numpy(bank[conditions.numpy()].astype(np.float32, copy=False))
         return generators, latents, conditions if chosen is None else chosen[start : start + config.batch_size]
 
     following = drawn(0) if len(seeds) else None
@@ -233,6 +242,7 @@ def _check(
     counts: np.ndarray | None,
     classes: Sequence[int] | int | None,
     features: np.ndarray | None,
+    bank: np.ndarray | None,
 ) -> Tensor | None:
     """Refuse what does not fit; returns the explicit conditions, [n] or [n, D], or None."""
     if denoiser.training:
@@ -241,14 +251,17 @@ def _check(
     if outside is not None:
         raise ValueError(f"seeds must lie in [0, 2^32), got {outside}")
     width = feature_dim(denoiser)
-    if (features is not None) != (width > 0):
-        got = "none" if features is None else "some"
-        raise ValueError(f"features must be given exactly for a network of features, got {got} for width {width}")
+    if (features is not None) + (bank is not None) != (width > 0):
+        got = [name for name, given in (("features", features), ("a bank", bank)) if given is not None]
+        rule = "features, or a bank of them, must be given exactly for a network of features"
+        raise ValueError(f"{rule}, got {' and '.join(got) or 'none'} for width {width}")
     if features is not None:
         rows = np.asarray(features)
         if rows.shape != (len(seeds), width) or rows.dtype.kind != "f" or not np.isfinite(rows).all():
             got = f"{rows.dtype} {list(rows.shape)}"
             raise ValueError(f"features must be finite floats [{len(seeds)}, {width}], got {got}")
+    if bank is not None and (bank.ndim != 2 or not len(bank) or bank.shape[1] != width or bank.dtype.kind != "f"):
+        raise ValueError(f"bank must be floats [N, {width}], got {bank.dtype} {list(bank.shape)}")
     num_classes = denoiser.num_classes
     given = (counts is not None) + (classes is not None)
     if given != (num_classes > 0):

@@ -114,7 +114,8 @@ def _work(config: dict[str, Any]) -> None:
         device = str(get_device())
         torch.cuda.set_device(device)
     try:
-        for event in run_trial(study, space, task.num_clusters, device=device, seed=task.seed, final=task.final):
+        about = {"features": task.features, "seed": task.seed, "final": task.final}
+        for event in run_trial(study, space, task.num_clusters, device=device, **about):
             if first:
                 config["queue"].put(("said", event))
     except (CedmError, ValueError, ArithmeticError) as error:

@@ -9,7 +9,7 @@ from cedm_ray.allocator import keep_freed_memory
 from cedm_ray.features.extractors import absolute_spec
 from cedm_ray.search.agenda import FitTask, Task, TrainTask
 from cedm_ray.search.packing import Resources
-from cedm_ray.search.results import UNCONDITIONAL, trial_name
+from cedm_ray.search.results import trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -32,17 +32,17 @@ def task_config(study: Study, space: SearchSpace, task: Task, held: Resources) -
     }
     if isinstance(task, FitTask):
         return config | {"repeat": task.repeat, "lower": task.lower}
-    return config | {"seed": task.seed, "final": task.final}
+    return config | {"features": task.features, "seed": task.seed, "final": task.final}
 
 
 def title(task: Task) -> str:
     """A task as Ray's dashboard and the lists of processes call it: `cedm C=100`, `temi C=50`, `temi C=50 lower r1`."""
+    if isinstance(task, TrainTask) and task.num_clusters is None:
+        return f"cedm {task.name}"
     rest = task.name.removeprefix(trial_name(task.num_clusters)).split("-")
-    what = f"C={task.num_clusters}" if task.num_clusters is not None else UNCONDITIONAL
     # Most fits are the first of their C.
-    return " ".join(
-        ["temi" if isinstance(task, FitTask) else "cedm", what, *(part for part in rest if part not in ("", "r0"))]
-    )
+    told = [part for part in rest if part not in ("", "r0")]
+    return " ".join(["temi" if isinstance(task, FitTask) else "cedm", f"C={task.num_clusters}", *told])
 
 
 def process_title(config: dict[str, Any]) -> str:
@@ -75,11 +75,8 @@ def read_task(config: dict[str, Any]) -> tuple[Study, SearchSpace, Task]:
             space,
             FitTask(num_clusters=config["num_clusters"], repeat=config["repeat"], lower=config["lower"]),
         )
-    return (
-        study,
-        space,
-        TrainTask(num_clusters=config["num_clusters"], seed=config["seed"], final=config["final"]),
-    )
+    about = {name: config[name] for name in ("num_clusters", "features", "seed", "final")}
+    return study, space, TrainTask(**about)
 
 
 def read_held(config: dict[str, Any]) -> Resources:

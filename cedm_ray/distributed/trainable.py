@@ -105,8 +105,9 @@ class StudyTask(tune.Trainable):
             from cedm_ray.distributed.nested import nested_trial  # Ray Train takes a while to import.
 
             return nested_trial(study, space, self._task, held, key=self.trial_id)
-        task, device = self._task, choose_device(held.gpus)
-        return run_trial(study, space, task.num_clusters, device=device, seed=task.seed, final=task.final)
+        task = self._task
+        about = {"features": task.features, "seed": task.seed, "final": task.final}
+        return run_trial(study, space, task.num_clusters, device=choose_device(held.gpus), **about)
 
     def _progress(self, event: Any) -> dict[str, Any]:
         if isinstance(self._task, FitTask):

@@ -282,11 +282,10 @@ def _check_model(request: Request, kinds: set[str], model: TrainedModel | None) 
         for option, value in (("--trial", request.trial), ("--num", request.num), ("--sets", request.sets)):
             if value is not None:
                 raise ConfigurationError(f"{option} is for a study's models, and {request.source} is not a study")
-    conditional = model is not None and model.meaning.num_clusters is not None
-    if "unconditional" in kinds and not conditional:
+    if "unconditional" in kinds and not (model is not None and model.meaning.is_conditional):
         raise ConfigurationError("ufd and ufid compare a conditional model of a study with its unconditional one")
-    if "msp" in kinds and not conditional:
-        raise ConfigurationError("msp needs the clustering head of a conditional model of a study")
+    if "msp" in kinds and (model is None or model.meaning.num_clusters is None):
+        raise ConfigurationError("msp needs the clustering head of a study's model that is conditioned on clusters")
     if request.versus is not None:
         if model is None:
             raise ConfigurationError(f"--versus compares two models of a study, and {request.source} is not a study")

@@ -33,7 +33,7 @@ BLUE, GREEN, ORANGE = "#0072b2", "#009e73", "#d55e00"
 # Inches, and points.
 _WIDTH, _HEIGHT = 8.6, 4.4
 _TEXT, _SMALL = 9.5, 8.5
-_LEGEND = ("trained", "short", "best", "unconditional", "searched", "share", "threshold")
+_LEGEND = ("trained", "short", "best", "unconditional", "on", "searched", "share", "threshold")
 
 
 def number(value: float) -> str:
@@ -68,8 +68,8 @@ def distance_versus_clusters(result: StudyResult) -> Figure:
     )
     completed = [t for t in conditional if t.status == "completed"]
     unfinished = [t for t in conditional if t.status != "completed"]
-    baseline = _baseline(result)
-    distances = [result.compared(t).distance for t in (*conditional, *([baseline] if baseline else []))]
+    levels = _levels(result)
+    distances = [result.compared(t).distance for t in (*conditional, *(level[0] for level in levels))]
     # The scales come first: where a label has room depends on them.
     _distance_axis(axes, result.metric, distances)
     _cluster_axis(axes, result, conditional)
@@ -78,11 +78,11 @@ def distance_versus_clusters(result: StudyResult) -> Figure:
     if c_max is not None:
         bound = f"at least {c_max:,}" if result.bound.censored else f"{c_max:,}"
         axes.axvspan(2, c_max, color=GREEN, alpha=0.11, linewidth=0, zorder=0, label=f"searched range, 2 to {bound}")
-    if baseline:
-        label = "unconditional model"
-        if baseline.status != "completed":
-            label += f", {baseline.status} at {_seen(baseline.final)} images"
-        axes.axhline(result.compared(baseline).distance, color=INK, linestyle=(0, (5, 3)), linewidth=1.3, label=label)
+    for trial, label, color, dash in levels:
+        if trial.status != "completed":
+            label += f", {trial.status} at {_seen(trial.final)} images"
+        distance = result.compared(trial).distance
+        axes.axhline(distance, color=color, linestyle=(0, (dash, 3)), linewidth=1.3, label=label)
     if completed:
         values = [result.compared(t).distance for t in completed]
         x = [t.num_clusters for t in completed]
@@ -144,18 +144,19 @@ def distance_versus_images(result: StudyResult) -> Figure:
     for trial in trials:
         x = [r.images_seen / 1000 for r in _usable(trial)]
         y = [r.distance for r in _usable(trial)]
-        best, unconditional = trial.trial == result.best, trial.num_clusters is None
-        color = INK if unconditional else ORANGE if best else colors[trial.num_clusters]
-        dashes = (0, (5, 3)) if unconditional else "-"
-        width, order = (2.4, 4) if best else (1.4, 3.5 if unconditional else 3)
+        best, apart = trial.trial == result.best, trial.num_clusters is None
+        other = ORANGE if best else colors.get(trial.num_clusters)
+        color = INK if trial.is_baseline else MUTED if trial.is_comparison else other
+        dashes = (0, (5 if trial.is_baseline else 1, 3)) if apart else "-"
+        width, order = (2.4, 4) if best else (1.4, 3.5 if apart else 3)
         axes.plot(x, y, "o", color=color, ms=3.5, ls=dashes, lw=width, zorder=order, label=trial.trial)
         if trial.status not in ("completed", "running", "waiting"):
             axes.plot(x[-1], y[-1], "x", color=color, markersize=8, markeredgewidth=2, zorder=5)
-        name = "unconditional" if unconditional else f"C = {trial.num_clusters:,}"
+        name = trial.trial if apart else f"C = {trial.num_clusters:,}"
         name += f", seed {trial.seed}" if trial.seed else ""
         # A line of one point has nothing on its left, but all the others on its right.
         left = len(x) == 1 and len(result.rungs_kimg) > 1
-        ends.append(LineEnd(x=x[-1], y=y[-1], name=name, color=color, bold=best, keep=best or unconditional, left=left))
+        ends.append(LineEnd(x=x[-1], y=y[-1], name=name, color=color, bold=best, keep=best or apart, left=left))
     name_ends(axes, ends, _SMALL)
     if not trials:
         _say_nothing_to_draw(axes)
@@ -308,8 +309,10 @@ def _usable(trial: TrialResult) -> list[TrialReport]:
     return [report for report in trial.reports if report.distance is not None and not report.collapsed]
 
 
-def _baseline(result: StudyResult) -> TrialResult | None:
-    return next((t for t in result.trials if t.num_clusters is None and t.final), None)
+def _levels(result: StudyResult) -> list[tuple[TrialResult, str, str, int]]:
+    """The trials that have no C and a distance: each with its name, its color and the length of its dashes."""
+    looks = {"is_baseline": ("unconditional model", INK, 5), "is_comparison": ("on feature vectors", MUTED, 1)}
+    return [(t, *look) for kind, look in looks.items() for t in result.trials if getattr(t, kind) and t.final]
 
 
 def _seen(report: TrialReport) -> str:

@@ -93,7 +93,8 @@ def template(name: str) -> jinja2.Template:
 
 
 def write_table(result: StudyResult, path: Path) -> None:
-    """Write one line per trial as CSV (UTF-8, comma, one header line), durably; the baseline first, then by C.
+    """Write one line per trial as CSV (UTF-8, comma, one header line), durably; the baseline first, then by C, the one
+    on features last.
 
     The table is wide: after trial, num_clusters, num_used, utilization, status, reason, images_seen and distance (the
     last two of the trial's last usable report) comes one column per rung, `distance_at_<thousands of images>_kimg`.
@@ -135,7 +136,7 @@ def duration(seconds: float) -> str:
 
 def _headline(result: StudyResult) -> dict[str, str]:
     """The answer in one sentence, and the second one that says how far it can be trusted."""
-    baseline = next((t for t in result.trials if t.num_clusters is None), None)
+    baseline = next((t for t in result.trials if t.is_baseline), None)
     if result.best is None:
         ends = Counter(_ENDINGS[t.status] for t in result.trials if t.num_clusters is not None)
         told = ", ".join(f"{count} {end}" for end, count in ends.items()) or "none was started"
@@ -185,7 +186,7 @@ def _further(result: StudyResult, best: TrialResult) -> str:
 
 def _table_row(result: StudyResult, trial: TrialResult) -> dict[str, object]:
     return {
-        "name": ("unconditional" if trial.num_clusters is None else f"{trial.num_clusters:,}")
+        "name": (trial.trial if trial.num_clusters is None else f"{trial.num_clusters:,}")
         + (f", seed {trial.seed}" if trial.seed else ""),
         "num_used": trial.num_used,
         "utilization": trial.utilization,
@@ -194,13 +195,13 @@ def _table_row(result: StudyResult, trial: TrialResult) -> dict[str, object]:
         "status": trial.status,
         "reason": trial.reason,
         "best": trial.trial == result.best,
-        "baseline": trial.num_clusters is None,
+        "baseline": trial.is_baseline,
     }
 
 
 def _ordered(result: StudyResult) -> list[TrialResult]:
-    """The baseline, then the trials by C."""
-    return sorted(result.trials, key=lambda trial: (trial.num_clusters or 0, trial.seed))
+    """The baseline, then the trials by C, then the one on features."""
+    return sorted(result.trials, key=lambda trial: (trial.is_comparison, trial.num_clusters or 0, trial.seed))
 
 
 def _by_rung(result: StudyResult, trial: TrialResult) -> list[TrialReport | None]:

@@ -45,9 +45,9 @@ def clusters_picture(
 
 
 def sweep_picture(models: Sequence[TrainedModel], *, rows: int, first_seed: int, show: Show) -> Image.Image:
-    """One seed a row, one C a column, the unconditional model first; conditions from each model's q(c) (Figs. 9, 11
-    and 12). A model that has seen fewer images than others says so."""
-    models = sorted(models, key=lambda model: model.meaning.num_clusters or 0)
+    """One seed a row, one C a column, the unconditional model first and one on features last; conditions from each
+    model's q(c) (Figs. 9, 11 and 12). A model that has seen fewer images than others says so."""
+    models = sorted(models, key=lambda model: (model.meaning.feature_dim > 0, model.meaning.num_clusters or 0))
     seeds = range(first_seed, first_seed + rows)
     images = np.stack([_sampled(model, list(seeds), None, show) for model in models], axis=1)
     alike = len({model.images_seen for model in models}) == 1
@@ -70,11 +70,11 @@ def classes_picture(
 
     other: a model that is conditioned on classes; the class of every image is what it was trained on. Clusters and
     classes are matched by the Hungarian algorithm over the training images, and the first `rows` classes are shown.
-    Raises ConfigurationError where a model is unconditional, or the two were trained on different images.
+    Raises ConfigurationError where a model has no clusters, or the two were trained on different images.
     """
     for one in (model, other):
         if one.meaning.num_clusters is None:
-            raise ConfigurationError(f"{one.meaning.trial} is unconditional: there is nothing to match")
+            raise ConfigurationError(f"{one.meaning.trial} was not trained on clusters: there is nothing to match")
     if open_image_set(study.images).digest != open_image_set(others_study.images).digest:
         raise ConfigurationError(f"{study.path} and {others_study.path} are studies of different images")
     clusters = load_assignment(study, model.meaning.num_clusters).labels
@@ -134,6 +134,8 @@ def confidence_picture(
 
 
 def _name(meaning: Meaning) -> str:
+    if meaning.feature_dim:
+        return "features"
     return "none" if meaning.num_clusters is None else f"C = {meaning.num_clusters}"
 
 

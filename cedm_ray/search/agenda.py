@@ -17,7 +17,7 @@ from cedm_ray.clustering.bound import BoundConfig, BoundResult, UpperBoundSearch
 from cedm_ray.clustering.lower_bound import LowerBoundConfig, LowerBoundResult, lower_bound
 from cedm_ray.search.candidates import CandidatesConfig, candidates, certain_candidates, refined
 from cedm_ray.search.finals import FinalsConfig, finalists, winner
-from cedm_ray.search.results import Decision, TrialReport, read_trial_name, trial_name
+from cedm_ray.search.results import FEATURES, Decision, TrialReport, read_trial_name, trial_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,19 +36,25 @@ class FitTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainTask:
-    """Train the C-EDM conditioned on `num_clusters` clusters; None: the unconditional baseline.
+    """Train the C-EDM conditioned on `num_clusters` clusters; None: the unconditional baseline, or with `features` the
+    one conditioned on the images' feature vectors.
 
     seed: above 0 for a finalist that is trained again. final: train the winner on to its final budget.
     """
 
     num_clusters: int | None
+    features: bool = False
     seed: int = 0
     final: bool = False
+
+    def __post_init__(self) -> None:
+        if self.features and self.num_clusters is not None:
+            raise ValueError(f"num_clusters must be None for a trial on features, got {self.num_clusters}")
 
     @property
     def trial(self) -> str:
         """The name of the trial that it trains."""
-        return trial_name(self.num_clusters, self.seed)
+        return FEATURES if self.features else trial_name(self.num_clusters, self.seed)
 
     @property
     def name(self) -> str:
@@ -61,12 +67,19 @@ Task = FitTask | TrainTask
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
     """How far a driver goes. bound: stop when C_max and the lower end are known. search: to C_V. trial: train one C
-    (None: the baseline) through the rungs, whatever the bound says; a rung stops it where the study's other trials are
-    better. fits: only fit every C of `sizes`, as often as the bound's repeats."""
+    (None: the baseline, or with `features` the one on feature vectors) through the rungs, whatever the bound says; a
+    rung stops it where the study's other trials are better. fits: only fit every C of `sizes`, as often as the bound's
+    repeats."""
 
     kind: Literal["bound", "search", "trial", "fits"]
     num_clusters: int | None = None
+    features: bool = False
     sizes: tuple[int, ...] = ()
+
+    @property
+    def trial(self) -> TrainTask:
+        """The one trial of the kind `trial`."""
+        return TrainTask(num_clusters=self.num_clusters, features=self.features)
 
 
 class Agenda:
@@ -297,7 +310,7 @@ class Agenda:
     def finished(self) -> bool:
         """Whether nothing is left to ask or to wait for."""
         if self.goal.kind == "trial":
-            return self._is_over(TrainTask(num_clusters=self.goal.num_clusters))
+            return self._is_over(self.goal.trial)
         if self.goal.kind == "fits":
             return all(self._is_fitted(task) or task.name in self._ended for task in self._own_fits())
         if self.bound is None:
@@ -317,7 +330,7 @@ class Agenda:
         if self.finished:
             return
         if self.goal.kind == "trial":
-            yield from self._steps(TrainTask(num_clusters=self.goal.num_clusters))
+            yield from self._steps(self.goal.trial)
             return
         if self.goal.kind == "fits":
             for task in self._own_fits():

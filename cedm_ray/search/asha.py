@@ -8,7 +8,8 @@ all that start is certain; fewer images are trained, and decisions do not depend
 
 The order of reports is recorded, and the same records give the same decisions. Differences from Ray Tune's
 AsyncHyperBand are on purpose: a distance that is not finite ends the trial, a collapsed model ends it too, and the
-unconditional baseline is measured but neither stopped nor counted; nor are further seeds of finalists.
+unconditional baseline and the trial on features, which are there to compare with, are measured but neither stopped nor
+counted; nor are further seeds of finalists.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -21,7 +22,7 @@ from pydantic import Field, field_validator
 from cedm_ray.config import Config
 from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.halving import kept, outstanding, verdict
-from cedm_ray.search.results import UNCONDITIONAL, Decision, TrialReport, read_trial_name
+from cedm_ray.search.results import FEATURES, UNCONDITIONAL, Decision, TrialReport, read_trial_name
 
 ENDINGS = ("completed", "stopped", "diverged", "collapsed")
 _ALONE, _FIELD_UNKNOWN = "trained by itself", "for the bound"
@@ -166,7 +167,8 @@ class Asha:
     def _counts(self, report: TrialReport) -> bool:
         """Whether others are held against this report."""
         inner = report.rung < len(self.config.rungs_kimg) - 1
-        return inner and report.trial != UNCONDITIONAL and not _seed(report) and not self._in_grace(report.rung)
+        apart = report.trial in (UNCONDITIONAL, FEATURES) or _seed(report)
+        return inner and not apart and not self._in_grace(report.rung)
 
     def _in_grace(self, rung: int) -> bool:
         return self.levels_kimg[rung] < self.config.grace_kimg
@@ -182,6 +184,8 @@ class Asha:
             status, reason = "completed", f"trained to {level}: {distance:.4g}"
         elif report.trial == UNCONDITIONAL:
             status, reason = "running", f"goes on at {level}: {distance:.4g}, the baseline is never stopped"
+        elif report.trial == FEATURES:
+            status, reason = "running", f"goes on at {level}: {distance:.4g}, a comparison is never stopped"
         elif _seed(report):
             status, reason = "running", f"goes on at {level}: {distance:.4g}, a finalist's seed is never stopped"
         elif self._in_grace(report.rung):

@@ -58,10 +58,10 @@ def check_extractor(head: ClusteringHead, images: ImageSet, extractor: Extractor
 def open_head(study: Study, num_clusters: int | None, device: str = "cpu") -> ClusteringHead:
     """The head of the clustering that trials of C = `num_clusters` are conditioned on.
 
-    Raises ConfigurationError for an unconditional model, a C without a clustering, and one that has no head.
+    Raises ConfigurationError for a model without clusters, a C without a clustering, and one that has no head.
     """
     if num_clusters is None:
-        raise ConfigurationError("the unconditional model has no clusters, and so no head that could be confident")
+        raise ConfigurationError("a model that is not conditioned on clusters has no head that could be confident")
     try:
         tensors, about = durable.read_tensors(study.fit(FitTask(num_clusters=num_clusters, repeat=0).name))
     except FileNotFoundError:

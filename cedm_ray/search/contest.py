@@ -65,7 +65,7 @@ class Contest:
             return
         goal = self.agenda.goal
         # What one command trains by itself waits for nobody; in the records it may have waited for a search.
-        alone = [trial_name(goal.num_clusters)] if goal.kind == "trial" and not replaying else []
+        alone = [goal.trial.name] if goal.kind == "trial" and not replaying else []
         self.asha.expect(waves, self.agenda.gone, alone)
 
     def _tell(self) -> tuple[Decision, ...]:

@@ -286,5 +286,5 @@ def _kinds_of_tasks(goal: Goal) -> list[Task]:
     if goal.kind != "trial" or goal.num_clusters is not None:
         kinds.append(FitTask(num_clusters=2, repeat=0))
     if goal.kind != "bound":
-        kinds.append(TrainTask(num_clusters=2))
+        kinds.append(goal.trial if goal.kind == "trial" else TrainTask(num_clusters=2))
     return kinds

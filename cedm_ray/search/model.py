@@ -23,6 +23,7 @@ from cedm_ray.diffusion.sample import SampleConfig, sample_on_device
 from cedm_ray.diffusion.train import TrainState
 from cedm_ray.diffusion.unet import UNet, UNetConfig
 from cedm_ray.errors import ConfigurationError
+from cedm_ray.search.feature_bank import unit_features
 from cedm_ray.search.results import Notice, Show
 from cedm_ray.search.study import Study
 
@@ -46,8 +47,9 @@ class CheckpointConfig(Config):
 class Meaning:
     """What the weights of one trial are: the manifest's own part.
 
-    num_clusters: C, None for the unconditional model. class_ids: the original cluster id of every class, [K].
-    counts: training images of every class, [K]; q(c) is counts / N. Both are empty for the unconditional model.
+    num_clusters: C, None for a model without clusters. class_ids: the original cluster id of every class, [K].
+    counts: training images of every class, [K]; q(c) is counts / N. Both are empty for a model without clusters.
+    features_key: of the study's features that are the condition, and feature_dim their width; None and 0 without.
     """
 
     trial: str
@@ -59,9 +61,18 @@ class Meaning:
     network: UNetConfig
     edm: EDMConfig
     sampling: SampleConfig
+    features_key: str | None = None
+    feature_dim: int = 0
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the network takes a condition, clusters or features."""
+        return bool(self.class_ids) or self.feature_dim > 0
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        # Left out without features, so that what is known of other models keeps its digest.
+        about = {"features_key": self.features_key, "feature_dim": self.feature_dim} if self.feature_dim else {}
+        return about | {
             "trial": self.trial,
             "num_clusters": self.num_clusters,
             "class_ids": list(self.class_ids),
@@ -85,6 +96,8 @@ class Meaning:
             network=UNetConfig.model_validate(value["network"]),
             edm=EDMConfig.model_validate(value["edm"]),
             sampling=SampleConfig.model_validate(value["sampling"]),
+            features_key=value.get("features_key"),
+            feature_dim=value.get("feature_dim", 0),
         )
 
 
@@ -130,12 +143,14 @@ def keep_model(checkpoint: durable.Checkpoint, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedModel:
-    """A model to sample from. denoiser: the averaged weights on `device`. images_seen: what it was trained on."""
+    """A model to sample from. denoiser: the averaged weights on `device`. images_seen: what it was trained on. bank:
+    features of the training images that conditions are drawn from, float32 [N, D] of unit length; None without."""
 
     denoiser: Denoiser
     meaning: Meaning
     images_seen: int
     device: str
+    bank: np.ndarray | None = None
 
     def sample(
         self, seeds: Sequence[int], *, classes: Sequence[int] | None = None, config: SampleConfig | None = None
@@ -149,7 +164,8 @@ class TrainedModel:
     ) -> Iterator[torch.Tensor]:
         """Images of the given seeds in order, uint8 [b, 3, S, S] a batch, on the model's device.
 
-        classes: class of every image, [len(seeds)], each in [0, K); None draws them from q(c), each by its own seed.
+        classes: class of every image, [len(seeds)], each in [0, K); None draws them from q(c), each by its own seed. A
+        model of features draws the training image whose features it takes, by its seed too.
         config: None = the sampler that the model was evaluated with.
         """
         drawn = classes is None and self.meaning.counts
@@ -160,26 +176,36 @@ class TrainedModel:
             image_size=self.meaning.image_size,
             counts=np.asarray(self.meaning.counts, dtype=np.int64) if drawn else None,
             classes=classes,
+            bank=self.bank,
             device=self.device,
         )
 
 
-def open_model(checkpoint: durable.Checkpoint, device: str) -> TrainedModel:
-    """The averaged model of a checkpoint or of a kept model, ready to sample. Raises IntegrityError."""
+def open_model(checkpoint: durable.Checkpoint, device: str, study: Study) -> TrainedModel:
+    """The averaged model of a checkpoint or of a kept model, ready to sample.
+
+    study: that the checkpoint is of, where a model of features finds them. Raises IntegrityError, and InputDataError
+    where those features are gone.
+    """
     meaning = Meaning.from_json(checkpoint.manifest)
-    net = UNet(meaning.network, meaning.image_size, len(meaning.class_ids), meaning.augment_dim)
+    classes, width = len(meaning.class_ids), meaning.feature_dim
+    net = UNet(meaning.network, meaning.image_size, classes, meaning.augment_dim, feature_dim=width)
     arrays, _ = durable.unpack_tensors(checkpoint.files[EMA_FILE], str(checkpoint.folder / EMA_FILE))
     net.load_state_dict({name.removeprefix(_EMA): torch.from_numpy(array) for name, array in arrays.items()})
     # In the layout that training and its evaluations use: another layout rounds differently.
     denoiser = Denoiser(net, meaning.edm).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return TrainedModel(
-        denoiser=denoiser, meaning=meaning, images_seen=checkpoint.manifest["images_seen"], device=device
+        denoiser=denoiser,
+        meaning=meaning,
+        images_seen=checkpoint.manifest["images_seen"],
+        device=device,
+        bank=None if meaning.features_key is None else unit_features(study, meaning.features_key),
     )
 
 
 def find_model(study: Study, trial: str | None, device: str, show: Show) -> TrainedModel:
     """The model of `find_checkpoint`, on `device`."""
-    return open_model(find_checkpoint(study, trial, show), device)
+    return open_model(find_checkpoint(study, trial, show), device, study)
 
 
 def find_checkpoint(study: Study, trial: str | None, show: Show) -> durable.Checkpoint:

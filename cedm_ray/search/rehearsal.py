@@ -22,7 +22,9 @@ from cedm_ray.diffusion.state import TrainState, compute_dtype
 from cedm_ray.diffusion.train import train
 from cedm_ray.diffusion.unet import UNet
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.search.results import Notice, Progress, trial_name
+from cedm_ray.search.agenda import TrainTask
+from cedm_ray.search.clusterings import features_shape
+from cedm_ray.search.results import Notice, Progress
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -36,12 +38,14 @@ CPU_S = 30.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
     """One way to condition the network. num_clusters: C, None = unconditional. num_classes: C^u, 0 = unconditional,
-    None where the clustering was not fitted yet. parameters: of the network; with C classes where C^u is unknown."""
+    None where the clustering was not fitted yet. feature_dim: D of the feature vectors that are the condition, 0 =
+    none. parameters: of the network; with C classes where C^u is unknown."""
 
     trial: str
     num_clusters: int | None
     num_classes: int | None
     parameters: int
+    feature_dim: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,18 +73,22 @@ class Rehearsal:
 
 
 def rehearse(
-    study: Study, space: SearchSpace, num_clusters: int | None, *, device: str
+    study: Study, space: SearchSpace, num_clusters: int | None, *, device: str, features: bool = False
 ) -> Iterator[Progress | Notice | Rehearsal]:
-    """Yields progress, and the Rehearsal last. Raises ConfigurationError where the image size is not known yet or does
-    not fit the network, or where the workers do not divide the batch."""
+    """Of the trial that `run_trial` would train. Yields progress, and the Rehearsal last.
+
+    Raises ConfigurationError where the image size is not known yet or does not fit the network, where a trial on
+    features finds none, or where the workers do not divide the batch.
+    """
+    trial = TrainTask(num_clusters=num_clusters, features=features)
     pixels, size = _pixels(study, space)
     workers = space.resources.trial.workers
     if space.training.batch_size % workers:
         raise ConfigurationError(
             f"training.batch_size {space.training.batch_size} is not divisible by resources.trial.workers {workers}"
         )
-    conditions = tuple(_conditions(study, space, num_clusters, size))
-    classes = _classes(conditions[0])
+    conditions = tuple(_conditions(study, space, trial, size))
+    first = conditions[0]
     dtype = compute_dtype(space.training.precision, torch.device(device))
     precision = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     memory = predict_memory(
@@ -88,14 +96,15 @@ def rehearse(
         space.training,
         image_size=size,
         augment=space.augmentation,
-        num_classes=classes,
+        num_classes=_classes(first),
+        feature_dim=first.feature_dim,
         precision=precision,
         workers=workers,
         device_type=device,
         resident_bytes=pixels.nbytes if device == "cuda" else 0,
     )
     speed = 0.0, 0
-    for step in _measure(space, pixels, classes, size, device):
+    for step in _measure(space, pixels, first, size, device):
         if isinstance(step, tuple):
             speed = step
         else:
@@ -136,25 +145,36 @@ def _pixels(study: Study, space: SearchSpace) -> tuple[np.ndarray, int]:
     return np.random.default_rng(space.seed).integers(0, 256, (count, 3, size, size), dtype=np.uint8), size
 
 
-def _conditions(study: Study, space: SearchSpace, num_clusters: int | None, size: int) -> Iterator[Condition]:
+def _conditions(study: Study, space: SearchSpace, trial: TrainTask, size: int) -> Iterator[Condition]:
     """The one that was asked for, then those whose clusters the study has fitted."""
     used = {fit.num_clusters: fit.num_used for fit in study.fits().values() if fit.repeat == 0}
     augment_dim = NUM_LABELS if space.augmentation.probability else 0
-    asked = [num_clusters, *sorted(c for c in used if c != num_clusters)]
-    for clusters in asked:
+    others = sorted(c for c in used if c != trial.num_clusters)
+    for task in (trial, *(TrainTask(num_clusters=c) for c in others)):
+        clusters, width = task.num_clusters, _feature_dim(study) if task.features else 0
         classes = 0 if clusters is None else used.get(clusters)
         try:
             with torch.device("meta"):
-                net = UNet(space.network, size, clusters or 0 if classes is None else classes, augment_dim)
+                known = clusters or 0 if classes is None else classes
+                net = UNet(space.network, size, known, augment_dim, feature_dim=width)
         except ValueError as error:
             mend = "set images.size, or fewer levels in network.channel_mult"
             raise ConfigurationError(f"network: {error}", mend=mend) from None
         yield Condition(
-            trial=trial_name(clusters),
+            trial=task.name,
             num_clusters=clusters,
             num_classes=classes,
             parameters=sum(weight.numel() for weight in net.parameters()),
+            feature_dim=width,
         )
+
+
+def _feature_dim(study: Study) -> int:
+    shape = features_shape(study)
+    if shape is None:
+        mend = "extract them first: cedm-ray features SPACE --study STUDY"
+        raise ConfigurationError(f"{study.path} has no features yet that a network could take", mend=mend)
+    return shape[1]
 
 
 def _classes(condition: Condition) -> int:
@@ -163,16 +183,16 @@ def _classes(condition: Condition) -> int:
 
 
 def _measure(
-    space: SearchSpace, pixels: np.ndarray, num_classes: int, size: int, device: str
+    space: SearchSpace, pixels: np.ndarray, condition: Condition, size: int, device: str
 ) -> Iterator[Progress | Notice | tuple[float, int]]:
     """Yields progress, and (images per second of one worker, images of a step) last."""
     share = space.training.batch_size // space.resources.trial.workers
     if device == "cpu":
         # On a CPU images cost about the same in any batch, so that a few of them tell as much.
-        first, last = list(_timed(space, pixels, num_classes, size, device, batch_size=1, steps=2))
+        first, last = list(_timed(space, pixels, condition, size, device, batch_size=1, steps=2))
         share = max(1, min(share, int(CPU_S / STEPS / (last[0] - first[0]))))
     started = ended = 0.0
-    for step, (now, note) in enumerate(_timed(space, pixels, num_classes, size, device, share, STEPS + 1)):
+    for step, (now, note) in enumerate(_timed(space, pixels, condition, size, device, share, STEPS + 1)):
         if note is not None:
             yield Notice(text=note)
         started, ended = (now if step == 0 else started), now
@@ -181,17 +201,29 @@ def _measure(
 
 
 def _timed(
-    space: SearchSpace, pixels: np.ndarray, num_classes: int, size: int, device: str, batch_size: int, steps: int
+    space: SearchSpace, pixels: np.ndarray, condition: Condition, size: int, device: str, batch_size: int, steps: int
 ) -> Iterator[tuple[float, str | None]]:
     """Train a fresh network; after each step (the clock in seconds, what training had to say)."""
     config = space.training.model_copy(update={"batch_size": batch_size})
+    num_classes, width = _classes(condition), condition.feature_dim
+    conditions = np.arange(len(pixels)) % num_classes if num_classes else None
+    if width:
+        conditions = np.full((len(pixels), width), width**-0.5, dtype=np.float32)
     state = TrainState.create(
-        space.network, space.edm, config, space.augmentation, size, num_classes, space.seed, device
+        space.network,
+        space.edm,
+        config,
+        space.augmentation,
+        size,
+        num_classes,
+        space.seed,
+        device,
+        feature_dim=width,
     )
     progress = train(
         state,
         pixels,
-        np.arange(len(pixels)) % num_classes if num_classes else None,
+        conditions,
         config=config,
         augment=space.augmentation,
         order=TrainingOrder(num_images=len(pixels), seed=space.seed),

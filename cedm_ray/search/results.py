@@ -17,10 +17,13 @@ from cedm_ray.metrics.agreement import Agreement, ClusterSizes
 
 UNCONDITIONAL = "unconditional"
 
+FEATURES = "features"
+"""The trial whose condition is an image's feature vector: the paper's oracle, for comparison and never a candidate."""
+
 TrialStatus = Literal["running", "waiting", "completed", "stopped", "diverged", "collapsed", "failed"]
 """What a trial is. "waiting": at a rung, without a process, for what others will measure there."""
 
-TRIAL_PATTERN = re.compile(rf"{UNCONDITIONAL}|c(?P<clusters>\d{{5,}})(?:-s(?P<seed>[1-9]\d*))?")
+TRIAL_PATTERN = re.compile(rf"{UNCONDITIONAL}|{FEATURES}|c(?P<clusters>\d{{5,}})(?:-s(?P<seed>[1-9]\d*))?")
 
 
 @cache
@@ -162,10 +165,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
-    """How a trial ended, in words where it did not complete. num_clusters None: the unconditional baseline. seed: above
-    0 for a finalist that was trained again.
+    """How a trial ended, in words where it did not complete. num_clusters None: the unconditional baseline, or the
+    trial on features. seed: above 0 for a finalist that was trained again.
 
-    num_used: C^u, the number of classes that the network was conditioned on; None for the baseline, and where the
+    num_used: C^u, the number of classes that the network was conditioned on; None without clusters, and where the
     trial ended before its clusters were known. utilization is num_used / num_clusters, r_C.
     """
 
@@ -187,6 +190,16 @@ class TrialResult:
         if self.num_clusters is None or self.num_used is None:
             return None
         return self.num_used / self.num_clusters
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is the unconditional model, which gains are relative to."""
+        return self.trial == UNCONDITIONAL
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether this is the trial on features, which is shown beside the others and is never the best."""
+        return self.trial == FEATURES
 
     @property
     def final(self) -> TrialReport | None:

@@ -61,7 +61,7 @@ class Condition:
 class SampleJob:
     """What to sample, in values that travel to any process that sees the study.
 
-    study: absolute. space: of the study, its extractor located. num_clusters: C of the model, None = unconditional.
+    study: absolute. space: of the study, its extractor located. num_clusters: C of the model, None = none.
     checkpoint, guide: folders of checkpoints, guide None where there is no autoguidance. config: of the sampler,
     guidance included. min_confidence: None = every image is kept. max_tries: candidates of a seed where one is given.
     about: everything that the images are a function of.
@@ -87,7 +87,7 @@ class SampleJob:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
     """A batch of generated images. seeds: int64 [b]. images: uint8 [b, 3, S, S]. clusters: the original id of each
-    image's condition, int64 [b], None for an unconditional model. decided: seeds that this batch settles, more than b
+    image's condition, int64 [b], None for a model without clusters. decided: seeds that this batch settles, more than b
     where some have no confident image. drawn: images generated for it."""
 
     seeds: np.ndarray
@@ -192,7 +192,12 @@ def _check_guide(study: Study, meaning: Meaning, other: Study, theirs: Meaning) 
     if theirs.image_size != meaning.image_size:
         sizes = f"{meaning.image_size} and {theirs.image_size} pixels"
         raise ConfigurationError(f"model and guide must have one image size, got {sizes}")
-    if theirs.num_clusters is None:
+    if not theirs.is_conditional:
+        return
+    if theirs.features_key != meaning.features_key:
+        mend = "name an unconditional guide, or one that was trained on the model's own condition"
+        raise ConfigurationError(f"{theirs.trial} cannot guide {meaning.trial}: its condition is another", mend=mend)
+    if theirs.feature_dim:
         return
     fits = theirs.num_clusters == meaning.num_clusters
     if fits and other.path.absolute() != study.path.absolute():
@@ -204,7 +209,7 @@ def _check_guide(study: Study, meaning: Meaning, other: Study, theirs: Meaning) 
 
 def _check_null_label(meaning: Meaning) -> None:
     mend = "guide by another model: --guide [STUDY:]TRIAL[@KIMG]"
-    if meaning.num_clusters is None:
+    if not meaning.is_conditional:
         raise ConfigurationError(f"{meaning.trial} has no condition that could guide it", mend=mend)
     if not meaning.network.label_dropout:
         text = f"{meaning.trial} was trained without a null label (network.label_dropout was 0)"
@@ -253,7 +258,7 @@ class Sampler:
         """Images and the clusters that they are conditioned on."""
         denoiser, meaning = self.model.denoiser, self.model.meaning
         if not meaning.class_ids:
-            yield from ((images, None) for images in sample(denoiser, seeds, **self._settings()))
+            yield from ((images, None) for images in sample(denoiser, seeds, bank=self.model.bank, **self._settings()))
         elif self.job.condition.kind == "list":
             classes, position = self._classes(seeds), 0
             for images in sample(denoiser, seeds, classes=classes, **self._settings()):
@@ -305,9 +310,11 @@ class Sampler:
 
 def open_sampler(job: SampleJob, device: str) -> Sampler:
     """The models of a job on `device`. Raises IntegrityError where a checkpoint is damaged, or gone by now."""
-    model = open_model(durable.read_checkpoint(job.checkpoint), device)
-    guide = None if job.guide is None else open_model(durable.read_checkpoint(job.guide), device)
+    study = Study(job.study)
+    model = open_model(durable.read_checkpoint(job.checkpoint), device, study)
+    # A guide may be of another study; where it has features, they are those of this one.
+    guide = None if job.guide is None else open_model(durable.read_checkpoint(job.guide), device, study)
     confidence = None
     if job.min_confidence is not None:
-        confidence = open_confidence(Study(job.study), job.space, job.num_clusters, device)
+        confidence = open_confidence(study, job.space, job.num_clusters, device)
     return Sampler(job=job, model=model, guide=guide, confidence=confidence)

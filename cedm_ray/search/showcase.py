@@ -35,7 +35,7 @@ def make_showcase(study: Study, images: ImageSet, device: str) -> None:
     The clusters are spread over the sizes, from the largest to the smallest. Column j of every row has the seed j, so
     that what differs between rows is the condition and not the noise.
     """
-    model = open_model(durable.read_checkpoint(study.best), device)
+    model = open_model(durable.read_checkpoint(study.best), device, study)
     meaning = model.meaning
     labels = load_assignment(study, meaning.num_clusters).labels
     rows = spread_over_sizes(meaning.counts, ROWS)

@@ -17,7 +17,15 @@ from cedm_ray.features.extractors import distance_name
 from cedm_ray.lock import Owner
 from cedm_ray.search.agenda import FitTask, Goal
 from cedm_ray.search.outcome import restore
-from cedm_ray.search.results import UNCONDITIONAL, Decision, TrialReport, TrialStatus, trial_name
+from cedm_ray.search.results import (
+    TRIAL_PATTERN,
+    UNCONDITIONAL,
+    Decision,
+    TrialReport,
+    TrialStatus,
+    read_trial_name,
+    trial_name,
+)
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.stop import driver_at_work
 from cedm_ray.search.study import FitRecord, Study
@@ -109,9 +117,8 @@ def read_standing(study: Study) -> Standing:
     if (study.images / durable.MANIFEST).exists():
         num_images = len(open_image_set(study.images))
         # The decisions before the trials: what they were taken on was written before them.
-        agenda, asha = restore(study, space, num_images, Goal(kind="search"))
-        bound = agenda.bound
-        judged = {decision.trial: decision for decision in asha.decisions}
+        contest = restore(study, space, num_images, Goal(kind="search"))
+        bound, judged = contest.agenda.bound, contest.asha.newest
     trials = tuple(
         _trial(study, space, name, judged.get(name), fits, study.failures(), driver is not None)
         for name in _names(study)
@@ -147,7 +154,7 @@ def _names(study: Study) -> list[str]:
 
 
 def _failed_trials(study: Study) -> list[str]:
-    return [name for name in study.failures() if name == UNCONDITIONAL or "-" not in name]
+    return [name for name in study.failures() if TRIAL_PATTERN.fullmatch(name)]
 
 
 def _trial(
@@ -159,7 +166,7 @@ def _trial(
     failures: dict[str, str],
     driven: bool,
 ) -> TrialStanding:
-    num_clusters = None if name == UNCONDITIONAL else int(name.removeprefix("c"))
+    num_clusters, _ = read_trial_name(name)
     first_fit = None if num_clusters is None else FitTask(num_clusters=num_clusters, repeat=0).name
     fit = fits.get(first_fit)
     reports = study.reports(name)

@@ -24,10 +24,12 @@ from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import ReferenceFactor, frechet_reference
 from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.checkpoints import CheckpointWriter
+from cedm_ray.search.clusterings import neighbors_features
 from cedm_ray.search.evaluate import distance_to, image_statistics, low_rank_distance, merged_over_workers, own_share
+from cedm_ray.search.feature_bank import unit_features
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import Meaning, load_checkpoint
-from cedm_ray.search.results import Notice, RungSamples, TrialReport, trial_name
+from cedm_ray.search.results import FEATURES, Notice, RungSamples, TrialReport, trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -47,9 +49,17 @@ def load_assignment(study: Study, num_clusters: int) -> ClusterAssignment:
 
 
 def run_trial(
-    study: Study, space: SearchSpace, num_clusters: int | None, *, device: str, seed: int = 0, final: bool = False
+    study: Study,
+    space: SearchSpace,
+    num_clusters: int | None,
+    *,
+    device: str,
+    features: bool = False,
+    seed: int = 0,
+    final: bool = False,
 ) -> Iterator[TrainProgress | RungSamples | TrialReport | Notice]:
-    """Train on C = `num_clusters` clusters (None: unconditionally) through all rungs of the space.
+    """Train on C = `num_clusters` clusters through all rungs of the space (None: unconditionally, or with `features` on
+    the images' feature vectors).
 
     seed: above 0 trains with other weights, order and noise on the same clusters, as a trial of its own. final: train
     on to finals.budget_kimg, which is one rung more and the only one that is reported.
@@ -58,7 +68,10 @@ def run_trial(
     gives no condition, IntegrityError, StorageError.
     """
     images = open_image_set(study.images)
-    meaning, classes = _conditions(study, space, images, num_clusters, seed)
+    if features:
+        meaning, conditions = _feature_conditions(study, space, images)
+    else:
+        meaning, conditions = _conditions(study, space, images, num_clusters, seed)
     detector = open_detector(space, images, device)
     reference = frechet_reference(reference_statistics(study, space, images, detector))
     state = TrainState.create(
@@ -68,8 +81,9 @@ def run_trial(
         space.augmentation,
         image_size=meaning.image_size,
         num_classes=len(meaning.class_ids),
-        seed=_training_seed(space, seed),
+        seed=training_seed(space, seed),
         device=device,
+        feature_dim=meaning.feature_dim,
     )
     if _is_first_worker():
         study.begin_trial(meaning.trial)
@@ -82,8 +96,8 @@ def run_trial(
     with CheckpointWriter(folder, meaning, space.checkpoints.keep) as writer:
         levels = space.rungs.rungs_kimg + ((space.finals.budget_kimg,) if final else ())
         heard = len(space.rungs.rungs_kimg) if final else 0
-        training = (levels, heard, _training_seed(space, seed))
-        yield from _rungs(study, space, state, images, classes, meaning, training, (detector, reference), writer)
+        training = (levels, heard, training_seed(space, seed))
+        yield from _rungs(study, space, state, images, conditions, meaning, training, (detector, reference), writer)
 
 
 def _rungs(
@@ -91,14 +105,15 @@ def _rungs(
     space: SearchSpace,
     state: TrainState,
     images: ImageSet,
-    classes: np.ndarray | None,
+    conditions: np.ndarray | None,
     meaning: Meaning,
     training: tuple[tuple[float, ...], int, int],
     yardstick: tuple[Extractor, ReferenceFactor],
     writer: CheckpointWriter,
 ) -> Iterator[TrainProgress | RungSamples | TrialReport | Notice]:
-    """From rung to rung. training: their levels in thousands of images, the first rung whose recorded report is said
-    again, and the seed. yardstick: the detector and its statistics of the training images."""
+    """From rung to rung. conditions: as `train` takes them. training: their levels in thousands of images, the first
+    rung whose recorded report is said again, and the seed. yardstick: the detector and its statistics of the training
+    images."""
     levels, heard, seed = training
     recorded = {report.rung: report for report in study.reports(meaning.trial)}
     for rung, rung_kimg in enumerate(levels):
@@ -119,7 +134,7 @@ def _rungs(
             until = min(rung_images, _next_checkpoint(space, state.images_seen))
             before = state.images_seen
             try:
-                for progress in _train(space, state, images, classes, seed, rung_images, until):
+                for progress in _train(space, state, images, conditions, seed, rung_images, until):
                     if progress.loss is not None:
                         losses.append((progress.loss, progress.images_seen - before))
                     before = progress.images_seen
@@ -134,7 +149,8 @@ def _rungs(
         trained = time.monotonic()
         distance, collapsed = None, False
         if not diverged:
-            distance, collapsed, images_shown = _measure(space, state, meaning, *yardstick)
+            bank = conditions if meaning.feature_dim else None
+            distance, collapsed, images_shown = _measure(space, state, meaning, bank, *yardstick)
             yield RungSamples(
                 trial=meaning.trial,
                 rung=rung,
@@ -164,10 +180,18 @@ def _rungs(
 
 
 def _measure(
-    space: SearchSpace, state: TrainState, meaning: Meaning, detector: Extractor, reference: ReferenceFactor
+    space: SearchSpace,
+    state: TrainState,
+    meaning: Meaning,
+    bank: np.ndarray | None,
+    detector: Extractor,
+    reference: ReferenceFactor,
 ) -> tuple[float, bool, np.ndarray]:
     """The distance of the averaged model's images to the training images, whether they are all alike, and the first of
-    them, uint8 [n, 3, S, S]."""
+    them, uint8 [n, 3, S, S].
+
+    bank: features that conditions are drawn from, None for a model that is not conditioned on features.
+    """
     shown = [np.empty((0, 3, meaning.image_size, meaning.image_size), dtype=np.uint8)]
     generated = sample_on_device(
         state.ema,
@@ -175,6 +199,7 @@ def _measure(
         config=space.rung_sampling,
         image_size=meaning.image_size,
         counts=np.asarray(meaning.counts, dtype=np.int64) if meaning.counts else None,
+        bank=bank,
         device=state.device,
     )
     batches = _keeping(shown, generated)
@@ -199,7 +224,7 @@ def _train(
     space: SearchSpace,
     state: TrainState,
     images: ImageSet,
-    classes: np.ndarray | None,
+    conditions: np.ndarray | None,
     seed: int,
     rung_images: int,
     until: int,
@@ -208,7 +233,7 @@ def _train(
     return train(
         state,
         images.pixels,
-        classes,
+        conditions,
         config=space.training,
         augment=space.augmentation,
         order=TrainingOrder(num_images=len(images), seed=seed),
@@ -220,7 +245,7 @@ def _train(
     )
 
 
-def _training_seed(space: SearchSpace, seed: int) -> int:
+def training_seed(space: SearchSpace, seed: int) -> int:
     """The seed of a trial's weights, order and noise: the space's own for its first, others far from it for more."""
     return (space.seed + seed * 1_000_003) % 2**31
 
@@ -242,8 +267,32 @@ def _conditions(
         class_ids = tuple(assignment.used_ids.tolist())
         counts = tuple(assignment.compact_counts.tolist())
         classes = assignment.compact_labels
-    meaning = Meaning(
-        trial=trial_name(num_clusters, seed),
+    name = trial_name(num_clusters, seed)
+    return _meaning(space, images, name, num_clusters=num_clusters, class_ids=class_ids, counts=counts), classes
+
+
+def _feature_conditions(study: Study, space: SearchSpace, images: ImageSet) -> tuple[Meaning, np.ndarray]:
+    """As `_conditions`, for the features that the study clusters: float32 [N, D] of unit length."""
+    key = neighbors_features(study)
+    if key is None:
+        raise InputDataError(f"{study.path} has no features yet", mend="run cedm-ray features on it first")
+    bank = unit_features(study, key)
+    return _meaning(space, images, FEATURES, features_key=key, feature_dim=bank.shape[1]), bank
+
+
+def _meaning(
+    space: SearchSpace,
+    images: ImageSet,
+    trial: str,
+    *,
+    num_clusters: int | None = None,
+    class_ids: tuple[int, ...] = (),
+    counts: tuple[int, ...] = (),
+    features_key: str | None = None,
+    feature_dim: int = 0,
+) -> Meaning:
+    return Meaning(
+        trial=trial,
         num_clusters=num_clusters,
         class_ids=class_ids,
         counts=counts,
@@ -252,8 +301,9 @@ def _conditions(
         network=space.network,
         edm=space.edm,
         sampling=space.sampling,
+        features_key=features_key,
+        feature_dim=feature_dim,
     )
-    return meaning, classes
 
 
 def _next_checkpoint(space: SearchSpace, images_seen: int) -> float:

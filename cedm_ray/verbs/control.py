@@ -170,9 +170,11 @@ def _work(standing) -> str:
 
 
 def _row(trial, standing, total: float) -> list[object]:
+    from cedm_ray.terminal import trial_label
+
     rung = None if trial.rung is None else f"{trial.rung + 1}/{len(standing.rungs_kimg)}"
     return [
-        "none" if trial.num_clusters is None else trial.num_clusters,
+        trial_label(trial.trial),
         trial.num_used,
         None if trial.utilization is None else f"{trial.utilization:.3f}",
         rung,

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import click
 
-from cedm_ray.errors import NoUsableResultError
+from cedm_ray.errors import ConfigurationError, NoUsableResultError
 from cedm_ray.verbs.options import open_study, options, short
 
 
 @click.command()
 @click.argument("space", type=click.Path(path_type=Path))
 @click.option("--num-clusters", type=click.IntRange(min=2), help="C; without it the unconditional model is trained.")
+@click.option(
+    "--condition",
+    type=click.Choice(["features"]),
+    help="Train on the images' feature vectors instead of clusters: the paper's oracle, to compare with.",
+)
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -22,6 +27,7 @@ def train(
     space: Path,
     study: Path,
     num_clusters: int | None,
+    condition: str | None,
     dry_run: bool,
     images: str | None,
     address: str | None,
@@ -31,20 +37,23 @@ def train(
     """Train one C-EDM through the rungs, with its clusters."""
     import dataclasses
 
+    from cedm_ray.search.agenda import Goal
+
+    features = condition is not None
+    if features and num_clusters is not None:
+        raise ConfigurationError("--condition features and --num-clusters exclude each other", mend="give one of them")
+    goal = Goal(kind="trial", num_clusters=num_clusters, features=features)
     if dry_run:
-        _print_rehearsal(space, study, num_clusters, images, quiet, as_json)
+        _print_rehearsal(space, study, num_clusters, features, images, quiet, as_json)
         return
     from cedm_ray.distributed.run import run_study
     from cedm_ray.features.extractors import distance_name
-    from cedm_ray.search.agenda import Goal
-    from cedm_ray.search.results import trial_name
     from cedm_ray.terminal import Display, print_table
 
     place, read = open_study(space, study, images)
-    goal = Goal(kind="trial", num_clusters=num_clusters)
     with Display(quiet=quiet) as show:
         run_study(place, read, goal, address=address, show=show)
-    name = trial_name(num_clusters)
+    name = goal.trial.name
     for task in (name, f"{name}-r0"):
         if (text := place.failures().get(task)) is not None:
             raise NoUsableResultError(f"{task} failed: {text}", mend=place.how_to_retry(task))
@@ -65,7 +74,7 @@ def train(
 
 
 def _print_rehearsal(
-    space: Path, study: Path, num_clusters: int | None, images: str | None, quiet: bool, as_json: bool
+    space: Path, study: Path, num_clusters: int | None, features: bool, images: str | None, quiet: bool, as_json: bool
 ) -> None:
     """What `train` would take, on this machine and without Ray. Leaves the study alone, exit.json included."""
     import dataclasses
@@ -85,7 +94,7 @@ def _print_rehearsal(
         place.settle(read.settled(), SearchSpace.completed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with Display(quiet=quiet) as show:
-        for event in rehearse(place, read, num_clusters, device=device):
+        for event in rehearse(place, read, num_clusters, device=device, features=features):
             if isinstance(event, Rehearsal):
                 found = event
             else:

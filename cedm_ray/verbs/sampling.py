@@ -185,7 +185,9 @@ def figure(
             picture = paired.clusters_picture(model, chosen, **common)
         if kind == "classes":
             others_study, checkpoint = find_elsewhere(place, against, show)
-            picture = paired.classes_picture(model, place, open_model(checkpoint, device), others_study, **common)
+            picture = paired.classes_picture(
+                model, place, open_model(checkpoint, device, others_study), others_study, **common
+            )
         if kind == "confidence":
             confidence = open_confidence(place, space, model.meaning.num_clusters, device)
             unconditional = find_model(place, UNCONDITIONAL, device, show)

@@ -7,7 +7,6 @@ trial does is a function of the images that it has seen.
 
 import contextlib
 import itertools
-import re
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
@@ -79,7 +78,7 @@ def watched(study: Study, space: SearchSpace, task: Task, events: Generator[Any]
     closes `events`.
     """
     refused: StorageError | None = None
-    with contextlib.closing(events), EventFile(study.tensorboard(task.name)) as curves:
+    with contextlib.closing(events), EventFile(study.tensorboard(_folder(task))) as curves:
         for event in itertools.chain([_BEGINNING], events):
             if refused is None:
                 try:
@@ -91,11 +90,16 @@ def watched(study: Study, space: SearchSpace, task: Task, events: Generator[Any]
                 yield event
 
 
+def _folder(task: Task) -> str:
+    """Of a trial its name: the last stretch of the winner goes on in the same curves."""
+    return task.trial if isinstance(task, TrainTask) else task.name
+
+
 def _write(curves: EventFile, study: Study, space: SearchSpace, task: Task, event: Any) -> None:
     """What an event adds to the curves."""
     if event is _BEGINNING:
         if isinstance(task, TrainTask) and not curves.has(START_TAG):
-            curves.write(0, session_start(study, space, task.num_clusters))
+            curves.write(0, session_start(study, space, task.trial))
     elif isinstance(event, TrainProgress):
         curves.scalars(event.images_seen, training_points(event, space))
     elif isinstance(event, TrialReport):
@@ -115,11 +119,9 @@ def complete_curves(study: Study, space: SearchSpace) -> None:
     that was removed, that is gone. A trial that runs is left to its own process. Raises StorageError.
     """
     for name, status in _ends(study).items():
-        found = re.match(r"c(\d+)", name)
-        num_clusters = int(found[1]) if found else None
         with EventFile(study.tensorboard(name)) as curves:
             if not curves.has(START_TAG):
-                curves.write(0, session_start(study, space, num_clusters))
+                curves.write(0, session_start(study, space, name))
             for report in study.reports(name):
                 curves.scalars(report.images_seen, report_points(report))
             if not curves.has(END_TAG):
@@ -132,5 +134,6 @@ def complete_curves(study: Study, space: SearchSpace) -> None:
 def _ends(study: Study) -> Mapping[str, TrialStatus]:
     """How every trial ended that did, by its name."""
     trials = set(study.trials())
-    ends: dict[str, TrialStatus] = {d.trial: d.status for d in study.decisions() if d.status != "running"}
+    newest: dict[str, TrialStatus] = {decision.trial: decision.status for decision in study.decisions()}
+    ends = {name: status for name, status in newest.items() if status not in ("running", "waiting")}
     return ends | {name: "failed" for name in study.failures() if name in trials}

@@ -21,17 +21,20 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 
 from cedm_ray.features.extractors import distance_name
 from cedm_ray.search.agenda import FitTask
-from cedm_ray.search.results import TrialStatus, trial_name
+from cedm_ray.search.results import TrialStatus, read_trial_name, trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
+from cedm_ray.search.trial import training_seed
 
 START_TAG, END_TAG = metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG
 
 _TYPES = {bool: "DATA_TYPE_BOOL", str: "DATA_TYPE_STRING", int: "DATA_TYPE_FLOAT64", float: "DATA_TYPE_FLOAT64"}
 
 
-def hyperparameters(study: Study, space: SearchSpace, num_clusters: int | None) -> dict[str, bool | float | str]:
-    """What a trial is trained with, by the names of the columns; the baseline has neither C nor anything of TEMI."""
+def hyperparameters(study: Study, space: SearchSpace, trial: str) -> dict[str, bool | float | str]:
+    """What a trial is trained with, by the names of the columns; one without clusters has neither C nor anything of
+    TEMI."""
+    num_clusters, seed = read_trial_name(trial)
     found: dict[str, bool | float | str] = {}
     if num_clusters is not None:
         found["C"] = num_clusters
@@ -41,7 +44,7 @@ def hyperparameters(study: Study, space: SearchSpace, num_clusters: int | None) 
         found |= {"gamma": space.clustering.gamma, "extractor": space.features.extractor}
     training, network = space.training, space.network
     return found | {
-        "seed": space.seed,
+        "seed": training_seed(space, seed),
         "learning rate": training.learning_rate,
         "batch size": training.batch_size,
         "EMA half-life kimg": training.ema_halflife_kimg,
@@ -53,13 +56,13 @@ def hyperparameters(study: Study, space: SearchSpace, num_clusters: int | None) 
     }
 
 
-def session_start(study: Study, space: SearchSpace, num_clusters: int | None) -> list[Summary.Value]:
+def session_start(study: Study, space: SearchSpace, trial: str) -> list[Summary.Value]:
     """The columns of the page and this trial's values in them.
 
     The columns are those of a conditional trial for every trial: TensorBoard takes them from whichever run it meets
     first.
     """
-    columns = {"C": 0, "clusters used": 0, "r_C": 0.0} | hyperparameters(study, space, 2)
+    columns = {"C": 0, "clusters used": 0, "r_C": 0.0} | hyperparameters(study, space, trial_name(2))
     experiment = Experiment(
         hparam_infos=[HParamInfo(name=name, type=DataType.Value(_TYPES[type(v)])) for name, v in columns.items()],
         metric_infos=[
@@ -69,8 +72,8 @@ def session_start(study: Study, space: SearchSpace, num_clusters: int | None) ->
         ],
         time_created_secs=time.time(),
     )
-    started = SessionStartInfo(group_name=trial_name(num_clusters), start_time_secs=time.time())
-    for name, value in hyperparameters(study, space, num_clusters).items():
+    started = SessionStartInfo(group_name=trial, start_time_secs=time.time())
+    for name, value in hyperparameters(study, space, trial).items():
         if isinstance(value, bool):
             started.hparams[name].bool_value = value
         elif isinstance(value, str):

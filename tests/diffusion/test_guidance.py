@@ -6,7 +6,7 @@ import torch
 
 from cedm_ray.diffusion.edm import Denoiser, EDMConfig
 from cedm_ray.diffusion.guidance import Autoguidance, ClassifierFreeGuidance, guided
-from cedm_ray.diffusion.sample import SampleConfig, denoise, sample
+from cedm_ray.diffusion.sample import SampleConfig, denoise, draw_latents_and_conditions, sample
 from cedm_ray.diffusion.unet import UNet, UNetConfig
 
 CLASSES = 4
@@ -152,5 +152,21 @@ def test_features_are_conditions_one_row_a_seed():
             images(bad)
     with pytest.raises(ValueError, match="got none for width 2"):
         images(None)
-    with pytest.raises(ValueError, match="got some for width 0"):
+    with pytest.raises(ValueError, match="got features for width 0"):
         list(sample(network(0, 0), [0], config=SampleConfig(), image_size=8, features=rows[:1], device="cpu"))
+
+
+def test_a_row_of_a_bank_is_drawn_by_each_seed():
+    bank = np.array([[0.5, 0], [-0.5, 0], [0.0, 0]], dtype=np.float32)
+    settings = {"config": SampleConfig(num_steps=4, batch_size=3), "image_size": 8, "device": "cpu"}
+    seeds = list(range(10))
+    _, rows = draw_latents_and_conditions(seeds, 8, np.ones(3, dtype=np.int64))
+    assert set(rows.tolist()) == {0, 1, 2}
+    found = np.concatenate(list(sample(FeatureDenoiser(), seeds, bank=bank, **settings)))
+    listed = np.concatenate(list(sample(FeatureDenoiser(), seeds, features=bank[rows.numpy()], **settings)))
+    assert np.array_equal(found, listed)
+    for bad in (bank[:0], bank[:, :1], bank.astype(int), bank[0]):
+        with pytest.raises(ValueError, match=r"bank must be floats \[N, 2\]"):
+            list(sample(FeatureDenoiser(), seeds, bank=bad, **settings))
+    with pytest.raises(ValueError, match="got features and a bank for width 2"):
+        list(sample(FeatureDenoiser(), [0], bank=bank, features=bank[:1], **settings))

@@ -259,6 +259,7 @@ def test_sampling_leaves_the_callers_modes_and_generators_alone(network):
         (10, {"classes": [1, 2]}, r"classes must be one integer or 3 of them, got shape \[2\]"),
         (10, {"classes": 10}, r"classes must lie in \[-1, 9\], got 10 to 10"),
         (10, {"classes": -2}, r"classes must lie in \[-1, 9\], got -2 to -2"),
+        (0, {"bank": np.ones((2, 3), np.float32)}, "exactly for a network of features, got a bank for width 0"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(num_classes, keywords, message):

@@ -18,6 +18,7 @@ from cedm_ray.search.space import SearchSpace
         TrainTask(num_clusters=40),
         TrainTask(num_clusters=None),
         TrainTask(num_clusters=40, seed=2, final=True),
+        TrainTask(num_clusters=None, features=True),
     ],
 )
 def test_a_task_arrives_as_it_was_sent(space, study, task):

@@ -13,7 +13,7 @@ from cedm_ray.report.figures import (
     number,
     svg,
 )
-from cedm_ray.search.results import StudyResult, TrialReport, TrialResult, trial_name
+from cedm_ray.search.results import FEATURES, StudyResult, TrialReport, TrialResult, trial_name
 
 RUNGS = (5.0, 10.0, 20.0)
 
@@ -103,6 +103,18 @@ def test_the_baseline_is_level_and_the_best_is_marked_with_its_distance():
     assert set(lines(axes)["unconditional model"].get_ydata()) == {8.0}
     assert (lines(axes)["best"].get_xdata()[0], lines(axes)["best"].get_ydata()[0]) == (20, 6.0)
     assert "C = 20: 6.000" in texts(axes)
+
+
+def test_a_trial_on_features_is_a_level_of_its_own_and_a_line_by_its_name():
+    oracle = replace(trial(None, [10.0, 8.0, 2.0]), trial=FEATURES)
+    oracle = replace(oracle, reports=tuple(replace(report, trial=FEATURES) for report in oracle.reports))
+    result = study(*TRIALS, oracle)
+    drawn = lines(distance_versus_clusters(result).axes[0])
+    assert set(drawn["on feature vectors"].get_ydata()) == {2.0}
+    assert set(drawn["unconditional model"].get_ydata()) == {8.0}
+    axes = distance_versus_images(result).axes[0]
+    assert lines(axes)[FEATURES].get_ydata().tolist() == [10.0, 8.0, 2.0]
+    assert FEATURES in texts(axes)
 
 
 def test_the_searched_range_ends_at_c_max_and_utilization_has_its_own_axis():

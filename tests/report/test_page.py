@@ -13,7 +13,7 @@ from PIL import Image
 
 from cedm_ray.clustering.bound import BoundPoint, BoundResult
 from cedm_ray.report.page import ClusterRow, duration, write_report, write_table
-from cedm_ray.search.results import StudyResult, TrialReport, TrialResult, trial_name
+from cedm_ray.search.results import FEATURES, StudyResult, TrialReport, TrialResult, trial_name
 
 RUNGS = (2.5, 10.0)
 
@@ -121,6 +121,17 @@ def test_the_table_of_trials_has_every_number_in_the_order_of_c(tmp_path):
         ["20", "20", "1.000", "30.12", "6.000", "completed, best"],
         ["40", "39", "0.975", "33.25", "–", "stopped early: 33.25 is above the cutoff"],
     ]
+
+
+def test_a_trial_on_features_stands_last_and_is_no_answer(tmp_path):
+    oracle = replace(trial(None, [5.0, 1.0]), trial=FEATURES)
+    result = replace(STUDY, trials=(oracle, *STUDY.trials))
+    text = page(tmp_path, result)
+    assert "<h1>Condition on 20 clusters</h1>" in text
+    rows = [row for row in Cells(text).rows if len(row) == 6]
+    assert rows[0][0] == "unconditional"
+    assert rows[-1] == ["features", "–", "–", "5.000", "1.000", "completed"]
+    assert table(tmp_path, result)[-1]["trial"] == FEATURES
 
 
 def test_bound_and_costs_are_told(tmp_path):

@@ -124,5 +124,7 @@ def test_what_cannot_be_paired_is_refused(finished, with_classes, prepared, tmp_
         paired.clusters_picture(unconditional, None, **sizes, **SEED)
     with pytest.raises(ConfigurationError, match="was not trained on a cluster 999"):
         paired.clusters_picture(model, [999], **sizes, **SEED)
-    with pytest.raises(ConfigurationError, match="unconditional is unconditional"):
+    with pytest.raises(
+        ConfigurationError, match="unconditional was not trained on clusters: there is nothing to match"
+    ):
         paired.classes_picture(model, finished, unconditional, finished, **sizes, **SEED)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cedm_ray.search.asha import Asha, AshaConfig
-from cedm_ray.search.results import UNCONDITIONAL, TrialReport, trial_name
+from cedm_ray.search.results import FEATURES, UNCONDITIONAL, TrialReport, trial_name
 
 RUNGS = (1.0, 2.0, 4.0)
 CONFIG = AshaConfig(rungs_kimg=RUNGS, reduction_factor=4)
@@ -50,20 +50,21 @@ def test_each_rung_has_its_own_cutoff():
     assert (first.status, first.cutoff) == ("running", None)
 
 
-def test_baseline_is_neither_stopped_nor_counted():
+@pytest.mark.parametrize("name", [UNCONDITIONAL, FEATURES])
+def test_what_is_compared_with_is_neither_stopped_nor_counted(name):
     asha = Asha(CONFIG)
-    assert asha.decide(report(UNCONDITIONAL, 0.5)).cutoff is None
+    assert asha.decide(report(name, 0.5)).cutoff is None
     first = asha.decide(report(2, 10.0))
     assert (first.status, first.cutoff) == ("running", None)
     late = Asha(CONFIG)
     late.decide(report(2, 10.0))
-    assert late.decide(report(UNCONDITIONAL, 1e9)).status == "running"
+    assert late.decide(report(name, 1e9)).status == "running"
     assert late.decide(report(3, 11.0)).cutoff == 10.0
 
 
 @pytest.mark.parametrize("distance", [None, float("nan"), float("inf"), -1e-9])
 @pytest.mark.parametrize("rung", [0, 2])
-@pytest.mark.parametrize("trial", [2, UNCONDITIONAL])
+@pytest.mark.parametrize("trial", [2, UNCONDITIONAL, FEATURES])
 def test_a_distance_that_is_no_distance_ends_the_trial_and_is_not_counted(distance, rung, trial):
     asha = Asha(CONFIG)
     decision = asha.decide(report(trial, distance, rung))

@@ -46,7 +46,7 @@ def test_confidence_is_the_largest_softmax_of_the_head_by_hand(finished, tiny_sp
 
 
 def test_what_has_no_head_is_refused(fresh, tiny_space):
-    with pytest.raises(ConfigurationError, match="unconditional model has no clusters"):
+    with pytest.raises(ConfigurationError, match="not conditioned on clusters has no head"):
         open_confidence(fresh, tiny_space, None, "cpu")
     with pytest.raises(ConfigurationError, match="no clustering with C = 9"):
         open_confidence(fresh, tiny_space, 9, "cpu")

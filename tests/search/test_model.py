@@ -110,6 +110,6 @@ def test_meaning_goes_around_through_json():
 
 
 def test_an_opened_model_is_ready_to_sample_and_cannot_be_trained(finished):
-    model = open_model(durable.read_checkpoint(finished.best), "cpu")
+    model = open_model(durable.read_checkpoint(finished.best), "cpu", finished)
     assert not model.denoiser.training
     assert not any(weight.requires_grad for weight in model.denoiser.parameters())

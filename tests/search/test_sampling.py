@@ -121,7 +121,7 @@ def test_rejection_keeps_only_what_the_head_is_sure_of_under_the_seeds_own_condi
         ({"guide": UNCONDITIONAL}, "a guide has no effect without a weight"),
         ({"guide": "c00099", "guidance": 1.0}, "no trained model of 'c00099'"),
         ({"trial": UNCONDITIONAL, "guide": UNCONDITIONAL, "guidance": 1.0}, "a model cannot guide itself"),
-        ({"trial": UNCONDITIONAL, "min_confidence": 0.5}, "the unconditional model has no clusters"),
+        ({"trial": UNCONDITIONAL, "min_confidence": 0.5}, "not conditioned on clusters has no head"),
         ({"min_confidence": 1.5}, r"--min-confidence must lie in \(0, 1\], got 1\.5"),
     ],
 )

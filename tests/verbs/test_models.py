@@ -24,6 +24,15 @@ def test_a_finished_trial_prints_its_rungs_again(run, done, tiny_space, tmp_path
     assert end.startswith("unconditional trained to")
 
 
+def test_features_and_a_number_of_clusters_exclude_each_other(run, done, tiny_space, tmp_path):
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump(tiny_space.model_dump(mode="json")))
+    arguments = ("train", space, "--study", done.path, "--condition", "features")
+    code, out, err = run(*arguments, "--num-clusters", "4")
+    assert (code, out) == (2, "")
+    assert "exclude each other" in err
+
+
 @pytest.fixture
 def space_file(tmp_path, tiny_space):
     path = tmp_path / "tiny.yaml"
@@ -52,6 +61,9 @@ def test_a_dry_run_prints_what_training_will_take_and_leaves_no_trace(run, space
     found = json.loads(printed)
     assert found["images_per_s"] > 0
     assert found["conditions"][0]["num_clusters"] == 4
+    code, _, err = run("train", space_file, "--study", study, "--condition", "features", "--dry-run", "-q")
+    assert code == 2
+    assert "has no features yet" in err
     assert not study.exists()
 
 
@@ -62,6 +74,10 @@ def test_a_dry_run_in_a_study_writes_nothing_and_checks_the_space(run, done, spa
     code, printed, _ = run("train", space_file, "--study", done.path, "--dry-run", "-q")
     assert code == 0
     assert "on the study's images" in printed
+    code, printed, _ = run(
+        "train", space_file, "--study", done.path, "--condition", "features", "--dry-run", "--json", "-q"
+    )
+    assert (code, json.loads(printed)["conditions"][0]["feature_dim"]) == (0, 16)
     space_file.write_text(json.dumps({**tiny_space.model_dump(mode="json"), "seed": 4}))
     code, _, err = run("train", space_file, "--study", done.path, "--dry-run", "-q")
     assert code == 2

@@ -68,8 +68,8 @@ def test_a_trial_that_failed_is_a_failed_row(done, tiny_space):
 
 
 def test_a_c_without_a_fit_has_no_utilization(fresh, tiny_space):
-    assert "r_C" not in hyperparameters(fresh, tiny_space, 77)
-    assert hyperparameters(fresh, tiny_space, 4)["clusters used"] == fresh.fits()["c00004-r0"].num_used
+    assert "r_C" not in hyperparameters(fresh, tiny_space, "c00077")
+    assert hyperparameters(fresh, tiny_space, "c00004")["clusters used"] == fresh.fits()["c00004-r0"].num_used
 
 
 @pytest.mark.parametrize("status", ["completed", "stopped", "diverged", "collapsed", "failed"])

@@ -1,0 +1,89 @@
+"""The convolutions of a CPU are those of torch, their gradients exact."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cedm_ray.diffusion import convolution
+from cedm_ray.diffusion.convolution import WIDE, convolve, weight_gradient
+
+
+def _drawn(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def _last(*tensors):
+    return [tensor.contiguous(memory_format=torch.channels_last).requires_grad_() for tensor in tensors]
+
+
+def test_the_weight_gradient_is_the_sum_over_all_pairs_of_pixels():
+    x, gradient = _drawn(2, 3, 4, 5), _drawn(2, 2, 4, 5, seed=1)
+    expected = torch.zeros(2, 3, 3, 3, dtype=torch.float64)
+    for row in range(4):
+        for column in range(5):
+            for down in range(3):
+                for right in range(3):
+                    y, z = row + down - 1, column + right - 1
+                    if 0 <= y < 4 and 0 <= z < 5:
+                        expected[:, :, down, right] += gradient[:, :, row, column].T @ x[:, :, y, z]
+    torch.testing.assert_close(weight_gradient(x, gradient), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [2, 6, 8])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_values_and_gradients_are_those_of_torch(kernel, side):
+    x, weight = _last(_drawn(2, WIDE, side, side), _drawn(WIDE + 3, WIDE, kernel, kernel, seed=1))
+    bias = _drawn(WIDE + 3, seed=2).requires_grad_()
+    values, expected = convolve(x, weight, bias), F.conv2d(x, weight, bias, padding=kernel // 2)
+    assert type(values.grad_fn) is not type(expected.grad_fn)
+    torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
+    upstream = _drawn(*values.shape, seed=3)
+    found, wanted = (torch.autograd.grad(out, (x, weight, bias), upstream) for out in (values, expected))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+    assert found[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_weight_gradient_in_float32_rounds_no_worse_than_the_direct_one():
+    x, weight = _last(_drawn(2, WIDE, 32, 32), _drawn(WIDE, WIDE, 3, 3, seed=1))
+    upstream = _drawn(2, WIDE, 32, 32, seed=2)
+    (exact,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, upstream)
+    x, weight = _last(x.detach().float(), weight.detach().float())
+    (direct,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, upstream.float())
+    ours = weight_gradient(x.detach(), upstream.float())
+    errors = [(found.double() - exact).abs().max() / exact.abs().max() for found in (ours, direct)]
+    assert errors[0] < 1e-6
+    assert errors[0] < 2 * errors[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "layout"),
+    [
+        ((1, WIDE, 7, 8), 3, torch.channels_last),
+        ((1, WIDE, 8, 8), 3, torch.contiguous_format),
+        ((1, WIDE, 8, 8), 5, torch.channels_last),
+        ((1, WIDE - 1, 8, 8), 3, torch.channels_last),
+    ],
+    ids=["an odd number of rows", "channels first", "another kernel", "narrow"],
+)
+def test_what_does_not_suit_is_left_to_torch(shape, kernel, layout, monkeypatch):
+    monkeypatch.setattr(convolution, "weight_gradient", None)
+    x = _drawn(*shape).contiguous(memory_format=layout).requires_grad_()
+    weight, bias = _drawn(WIDE, shape[1], kernel, kernel, seed=1).requires_grad_(), _drawn(WIDE)
+    values = convolve(x, weight, bias)
+    assert torch.equal(values, F.conv2d(x, weight, bias, padding=kernel // 2))
+    values.sum().backward()
+    assert weight.grad is not None
+
+
+def test_gradients_that_nobody_wants_are_not_computed(monkeypatch):
+    monkeypatch.setattr(convolution, "weight_gradient", None)
+    (x,) = _last(_drawn(1, WIDE, 4, 4))
+    weight, bias = _drawn(WIDE, WIDE, 3, 3, seed=1), _drawn(WIDE)
+    convolve(x, weight, bias).sum().backward()
+    assert x.grad is not None
+
+
+def test_an_odd_number_of_rows_is_refused():
+    with pytest.raises(ValueError, match="x must have an even number of rows, got 3"):
+        weight_gradient(_drawn(1, 2, 3, 4), _drawn(1, 2, 3, 4))
