@@ -31,8 +31,8 @@ SIZES = tuple(2**power for power in range(1, 9))
 
 def plain_loop(space_file: Path, folder: Path) -> None:
     """The fits one after the other in this process."""
-    from cedm_ray.search.agenda import FitTask
     from cedm_ray.search.fit import run_fit
+    from cedm_ray.search.goals import FitTask
     from cedm_ray.search.space import read_space
 
     study, space = Study(folder), read_space(space_file)

@@ -35,8 +35,9 @@ from pathlib import Path
 import numpy as np
 
 from cedm_ray.data.image_set import ImageSet
-from cedm_ray.search.agenda import Agenda, FitTask, Goal, Task
+from cedm_ray.search.agenda import Agenda
 from cedm_ray.search.driver import Driver
+from cedm_ray.search.goals import FitTask, Goal, Task
 from cedm_ray.search.packing import Cluster, Node
 from cedm_ray.search.results import TrialReport
 from cedm_ray.search.space import SearchSpace

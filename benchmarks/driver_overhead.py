@@ -27,7 +27,7 @@ from PIL import Image
 
 from cedm_ray.distributed import run
 from cedm_ray.distributed.trainable import StudyTask
-from cedm_ray.search.agenda import FitTask, Goal
+from cedm_ray.search.goals import FitTask, Goal
 from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import Notice, TrialReport
 from cedm_ray.search.space import SearchSpace

@@ -38,10 +38,11 @@ import yaml
 
 from cedm_ray.clustering.bound import BoundConfig
 from cedm_ray.clustering.lower_bound import LowerBoundConfig
-from cedm_ray.search.agenda import Agenda, FitTask, Goal, TrainTask
+from cedm_ray.search.agenda import Agenda
 from cedm_ray.search.asha import Asha, AshaConfig
 from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.contest import Contest
+from cedm_ray.search.goals import FitTask, Goal, TrainTask
 from cedm_ray.search.results import TrialReport, read_trial_name
 
 BUDGET = 100.0

@@ -23,9 +23,9 @@ from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.durable import newest_checkpoint
 from cedm_ray.features.extractors import open_extractor
 from cedm_ray.features.store import extract_features, feature_key
-from cedm_ray.search.agenda import FitTask, Goal, Task
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.fit import run_fit
+from cedm_ray.search.goals import FitTask, Goal, Task
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import keep_model
 from cedm_ray.search.outcome import study_result

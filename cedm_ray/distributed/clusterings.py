@@ -19,8 +19,8 @@ from cedm_ray.distributed.run import run_features, run_images, run_other_feature
 from cedm_ray.errors import ConfigurationError, InputDataError
 from cedm_ray.features.extractors import open_text_encoder
 from cedm_ray.features.store import open_features
-from cedm_ray.search.agenda import FitTask, Goal
 from cedm_ray.search.clusterings import Clustering, fit_summary, fitted, keep_clustering, read_labels, summarize
+from cedm_ray.search.goals import FitTask, Goal
 from cedm_ray.search.results import Progress, Show
 from cedm_ray.search.rivals import CLIP, CLIP_MODEL, KMEANS, LABELS, TEMI, Wanted, kmeans_of, short_digest
 from cedm_ray.search.space import SearchSpace

@@ -18,8 +18,8 @@ import ray
 from ray import tune
 from ray.util import metrics as ray_metrics
 
-from cedm_ray.search.agenda import TrainTask
 from cedm_ray.search.driver import Driver
+from cedm_ray.search.goals import TrainTask
 from cedm_ray.search.results import TrialStatus
 
 

@@ -24,7 +24,7 @@ from ray.util.queue import Empty, Queue
 
 from cedm_ray.distributed.tasks import NODE_LABEL, choose_device, read_held, read_task, task_config
 from cedm_ray.errors import CedmError
-from cedm_ray.search.agenda import TrainTask
+from cedm_ray.search.goals import TrainTask
 from cedm_ray.search.packing import Resources
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study

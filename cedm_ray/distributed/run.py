@@ -28,9 +28,9 @@ from cedm_ray.evaluation.requests import Request
 from cedm_ray.features.store import open_features
 from cedm_ray.features.weight_files import cache_folder
 from cedm_ray.lock import exclusive_lock
-from cedm_ray.search.agenda import Goal
 from cedm_ray.search.clusterings import neighbors_features, read_labels
 from cedm_ray.search.driver import Driver
+from cedm_ray.search.goals import Goal
 from cedm_ray.search.likeness import reuse_records
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import keep_model

@@ -7,7 +7,7 @@ import torch
 
 from cedm_ray.allocator import keep_freed_memory
 from cedm_ray.features.extractors import absolute_spec
-from cedm_ray.search.agenda import FitTask, Task, TrainTask
+from cedm_ray.search.goals import FitTask, Task, TrainTask
 from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import trial_name
 from cedm_ray.search.space import SearchSpace

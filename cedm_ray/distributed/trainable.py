@@ -17,8 +17,8 @@ from ray._raylet import setproctitle
 from cedm_ray.distributed.tasks import choose_device, is_nested, process_title, read_held, read_task
 from cedm_ray.distributed.tuning import OwnResources, task_resources
 from cedm_ray.errors import CedmError
-from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.fit import run_fit
+from cedm_ray.search.goals import FitTask
 from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import Notice, TrialReport
 from cedm_ray.search.space import SearchSpace

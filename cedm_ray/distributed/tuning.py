@@ -15,8 +15,8 @@ from ray.tune.search import Searcher
 
 from cedm_ray.distributed.tasks import NODE_LABEL, is_nested, process_title, task_config
 from cedm_ray.errors import CedmError, StorageError
-from cedm_ray.search.agenda import TrainTask
 from cedm_ray.search.driver import Driver
+from cedm_ray.search.goals import TrainTask
 from cedm_ray.search.results import Notice, Progress, TrialReport
 
 HEAD_SHARE = {"node:__internal_head__": 0.001}

@@ -16,7 +16,7 @@ from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import ConfigurationError, IntegrityError
 from cedm_ray.features.network import Extractor
 from cedm_ray.features.store import feature_key
-from cedm_ray.search.agenda import FitTask
+from cedm_ray.search.goals import FitTask
 from cedm_ray.search.study import Study
 
 _HEAD = "head."

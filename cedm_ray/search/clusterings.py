@@ -17,7 +17,7 @@ from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import InputDataError
 from cedm_ray.features.store import open_features
 from cedm_ray.metrics.agreement import agreement, cluster_sizes
-from cedm_ray.search.agenda import FitTask
+from cedm_ray.search.goals import FitTask
 from cedm_ray.search.results import ClusteringSummary
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study

@@ -11,8 +11,8 @@ import numpy as np
 
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import CedmError, ConfigurationError
-from cedm_ray.search.agenda import FitTask, Goal, Task, TrainTask
 from cedm_ray.search.clusterings import features_shape, fit_summary
+from cedm_ray.search.goals import FitTask, Goal, Task, TrainTask
 from cedm_ray.search.outcome import dead_end, restore
 from cedm_ray.search.packing import Cluster, Resources, Room, needs
 from cedm_ray.search.results import Decision, Notice, Progress, Show, TrialReport

@@ -12,7 +12,7 @@ from cedm_ray.clustering.pairs import TemiData, load_temi_data
 from cedm_ray.clustering.recipe import TemiConfig
 from cedm_ray.clustering.temi import TemiProgress, fit_temi
 from cedm_ray.features.store import open_features
-from cedm_ray.search.agenda import FitTask
+from cedm_ray.search.goals import FitTask
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
 

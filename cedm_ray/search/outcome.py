@@ -3,9 +3,10 @@
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import IntegrityError, NoUsableResultError
 from cedm_ray.features.extractors import distance_name
-from cedm_ray.search.agenda import Agenda, FitTask, Goal
+from cedm_ray.search.agenda import Agenda
 from cedm_ray.search.asha import Asha
 from cedm_ray.search.contest import Contest
+from cedm_ray.search.goals import FitTask, Goal
 from cedm_ray.search.results import UNCONDITIONAL, StudyResult, TrialResult, read_trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study

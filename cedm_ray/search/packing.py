@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from cedm_ray.clustering.plan import peak_bytes
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.search.agenda import FitTask, Task
+from cedm_ray.search.goals import FitTask, Task
 from cedm_ray.search.space import SearchSpace
 
 GIB = 2**30

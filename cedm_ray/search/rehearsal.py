@@ -22,8 +22,8 @@ from cedm_ray.diffusion.state import TrainState, compute_dtype
 from cedm_ray.diffusion.train import train
 from cedm_ray.diffusion.unet import UNet
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.search.agenda import TrainTask
 from cedm_ray.search.clusterings import features_shape
+from cedm_ray.search.goals import TrainTask
 from cedm_ray.search.results import Notice, Progress
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study

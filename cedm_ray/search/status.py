@@ -15,7 +15,7 @@ from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.features.extractors import distance_name
 from cedm_ray.lock import Owner
-from cedm_ray.search.agenda import FitTask, Goal
+from cedm_ray.search.goals import FitTask, Goal
 from cedm_ray.search.outcome import restore
 from cedm_ray.search.results import (
     TRIAL_PATTERN,

@@ -22,11 +22,11 @@ from cedm_ray.diffusion.train import DivergedError, TrainProgress, TrainState, t
 from cedm_ray.errors import InputDataError, IntegrityError
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import ReferenceFactor, frechet_reference
-from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.checkpoints import CheckpointWriter
 from cedm_ray.search.clusterings import neighbors_features
 from cedm_ray.search.evaluate import distance_to, image_statistics, low_rank_distance, merged_over_workers, own_share
 from cedm_ray.search.feature_bank import unit_features
+from cedm_ray.search.goals import FitTask
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import Meaning, load_checkpoint
 from cedm_ray.search.results import FEATURES, Notice, RungSamples, TrialReport, trial_name

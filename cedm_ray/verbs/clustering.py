@@ -36,8 +36,8 @@ def bound(
     """Find C_max, the upper bound of C, by clustering alone."""
     from cedm_ray.distributed.run import run_study
     from cedm_ray.report.publish import publish_bound
-    from cedm_ray.search.agenda import Goal
     from cedm_ray.search.findings import bound_findings, bound_json
+    from cedm_ray.search.goals import Goal
     from cedm_ray.terminal import ClusteringTable, Display
 
     place, read = open_study(space, study, images)

@@ -37,7 +37,7 @@ def train(
     """Train one C-EDM through the rungs, with its clusters."""
     import dataclasses
 
-    from cedm_ray.search.agenda import Goal
+    from cedm_ray.search.goals import Goal
 
     features = condition is not None
     if features and num_clusters is not None:

@@ -37,7 +37,7 @@ def search(
 ) -> None:
     """Find C_max and C_V, train the best model and write the report."""
     from cedm_ray.report.publish import publish
-    from cedm_ray.search.agenda import Goal
+    from cedm_ray.search.goals import Goal
     from cedm_ray.terminal import Display
 
     old = None

@@ -14,7 +14,7 @@ from cedm_ray.clustering.temi import TemiProgress
 from cedm_ray.diffusion.ema import ema_decay
 from cedm_ray.diffusion.train import TrainProgress
 from cedm_ray.errors import StorageError
-from cedm_ray.search.agenda import Task, TrainTask
+from cedm_ray.search.goals import Task, TrainTask
 from cedm_ray.search.results import Notice, RungSamples, TrialReport, TrialStatus
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study

@@ -20,7 +20,7 @@ from tensorboard.plugins.hparams.api_pb2 import (
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 
 from cedm_ray.features.extractors import distance_name
-from cedm_ray.search.agenda import FitTask
+from cedm_ray.search.goals import FitTask
 from cedm_ray.search.results import TrialStatus, read_trial_name, trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study

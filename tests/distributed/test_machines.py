@@ -33,7 +33,7 @@ CHILD = """
 import dataclasses, json, sys
 from pathlib import Path
 from cedm_ray.distributed.run import run_study
-from cedm_ray.search.agenda import Goal
+from cedm_ray.search.goals import Goal
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 

@@ -10,7 +10,7 @@ import pytest
 
 from cedm_ray.distributed import metrics
 from cedm_ray.distributed.metrics import INSTRUMENTS, PHASES, DriverMetrics, StudyMetrics
-from cedm_ray.search.agenda import FitTask, Goal, TrainTask
+from cedm_ray.search.goals import FitTask, Goal, TrainTask
 from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import Decision, TrialReport
 from cedm_ray.search.study import FitRecord

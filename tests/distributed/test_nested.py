@@ -13,7 +13,7 @@ import pytest
 
 from cedm_ray import durable
 from cedm_ray.distributed import nested, run
-from cedm_ray.search.agenda import Goal, TrainTask
+from cedm_ray.search.goals import Goal, TrainTask
 from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import Decision, Progress, TrialReport
 from cedm_ray.search.study import Study

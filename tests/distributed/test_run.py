@@ -9,7 +9,7 @@ from cedm_ray.distributed import run
 from cedm_ray.errors import ConfigurationError, InputDataError, LockedError
 from cedm_ray.evaluation.requests import Request
 from cedm_ray.lock import exclusive_lock
-from cedm_ray.search.agenda import Goal
+from cedm_ray.search.goals import Goal
 from cedm_ray.search.outcome import restore, study_result
 
 

@@ -14,8 +14,8 @@ import torch
 from cedm_ray import durable
 from cedm_ray.distributed import run
 from cedm_ray.distributed.trainable import StudyTask
-from cedm_ray.search.agenda import FitTask, Goal
 from cedm_ray.search.driver import Driver
+from cedm_ray.search.goals import FitTask, Goal
 from cedm_ray.search.results import UNCONDITIONAL, Decision, Notice, Progress, TrialReport
 from cedm_ray.search.study import FitRecord, Study
 

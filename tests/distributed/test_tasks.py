@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cedm_ray.distributed.tasks import choose_device, is_nested, read_held, read_task, task_config
-from cedm_ray.search.agenda import FitTask, TrainTask
+from cedm_ray.search.goals import FitTask, TrainTask
 from cedm_ray.search.packing import Resources
 from cedm_ray.search.space import SearchSpace
 

@@ -11,7 +11,7 @@ from cedm_ray.distributed.tasks import process_title, task_config
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.features.extractors import open_extractor
 from cedm_ray.features.store import extract_features, feature_key
-from cedm_ray.search.agenda import FitTask, TrainTask
+from cedm_ray.search.goals import FitTask, TrainTask
 from cedm_ray.search.packing import Resources
 from cedm_ray.search.prepare import prepare_images, prepare_neighbors
 from cedm_ray.watching.event_files import last_steps

@@ -20,7 +20,7 @@ from cedm_ray.distributed.tuning import (
     tune_name,
 )
 from cedm_ray.errors import StorageError
-from cedm_ray.search.agenda import FitTask, TrainTask
+from cedm_ray.search.goals import FitTask, TrainTask
 from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import Decision, TrialReport
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from cedm_ray.clustering.bound import BoundConfig, UpperBoundSearch
 from cedm_ray.clustering.lower_bound import LowerBoundConfig
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.search.agenda import Agenda, FitTask, Goal, TrainTask
+from cedm_ray.search.agenda import Agenda
 from cedm_ray.search.candidates import CandidatesConfig
+from cedm_ray.search.goals import FitTask, Goal, TrainTask
 from cedm_ray.search.results import trial_name
 
 BOUND = BoundConfig(alpha=0.9, c_start=4, c_limit=100)

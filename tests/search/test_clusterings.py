@@ -10,7 +10,6 @@ from cedm_ray.clustering.assignment import ClusterAssignment
 from cedm_ray.clustering.assignment_file import read_assignment
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.errors import InputDataError
-from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.clusterings import (
     Clustering,
     clustering_name,
@@ -21,6 +20,7 @@ from cedm_ray.search.clusterings import (
     read_labels,
     summarize,
 )
+from cedm_ray.search.goals import FitTask
 from cedm_ray.search.study import Study
 
 TASK = FitTask(num_clusters=4, repeat=0)

@@ -9,9 +9,9 @@ import torch
 from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.errors import ConfigurationError, IntegrityError
-from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.confidence import candidate_seed, confident_images, open_confidence, training_confidence
 from cedm_ray.search.fit import run_fit
+from cedm_ray.search.goals import FitTask
 from cedm_ray.search.study import FitRecord
 
 

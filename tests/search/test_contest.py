@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from cedm_ray.clustering.bound import BoundConfig
 from cedm_ray.clustering.lower_bound import LowerBoundConfig
-from cedm_ray.search.agenda import Agenda, FitTask, Goal, TrainTask
+from cedm_ray.search.agenda import Agenda
 from cedm_ray.search.asha import Asha, AshaConfig
 from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.contest import Contest
 from cedm_ray.search.finals import FinalsConfig
+from cedm_ray.search.goals import FitTask, Goal, TrainTask
 from cedm_ray.search.results import TrialReport, read_trial_name, trial_name
 
 RUNGS = AshaConfig(rungs_kimg=(1, 2, 4), reduction_factor=2, rule="halving")

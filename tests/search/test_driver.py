@@ -10,8 +10,8 @@ from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.errors import ConfigurationError, IntegrityError, LockedError, NoUsableResultError, StorageError
 from cedm_ray.lock import exclusive_lock
-from cedm_ray.search.agenda import FitTask, Goal, TrainTask
 from cedm_ray.search.driver import Driver
+from cedm_ray.search.goals import FitTask, Goal, TrainTask
 from cedm_ray.search.packing import GIB, Node
 from cedm_ray.search.packing import Cluster as Hardware
 from cedm_ray.search.results import UNCONDITIONAL, Notice, Progress, TrialReport

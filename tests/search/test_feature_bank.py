@@ -10,9 +10,9 @@ from cedm_ray.data.image_set import open_image_set
 from cedm_ray.diffusion.sample import draw_latents_and_conditions, sample
 from cedm_ray.errors import ConfigurationError, InputDataError
 from cedm_ray.features.store import open_features
-from cedm_ray.search.agenda import FitTask, Goal, TrainTask
 from cedm_ray.search.clusterings import neighbors_features
 from cedm_ray.search.feature_bank import unit_features
+from cedm_ray.search.goals import FitTask, Goal, TrainTask
 from cedm_ray.search.model import find_model
 from cedm_ray.search.outcome import study_result
 from cedm_ray.search.rehearsal import rehearse

@@ -11,8 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.features.store import open_features
-from cedm_ray.search.agenda import Goal
 from cedm_ray.search.findings import bound_findings, bound_json
+from cedm_ray.search.goals import Goal
 from cedm_ray.search.study import FitRecord, Study
 
 

@@ -11,8 +11,8 @@ from cedm_ray.clustering.temi import TemiProgress
 from cedm_ray.errors import StorageError
 from cedm_ray.features.store import open_features
 from cedm_ray.search import fit as room
-from cedm_ray.search.agenda import FitTask
 from cedm_ray.search.fit import run_fit
+from cedm_ray.search.goals import FitTask
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
 

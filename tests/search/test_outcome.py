@@ -7,9 +7,9 @@ import pytest
 
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.errors import IntegrityError
-from cedm_ray.search.agenda import Goal
 from cedm_ray.search.asha import Asha
 from cedm_ray.search.finals import FinalsConfig
+from cedm_ray.search.goals import Goal
 from cedm_ray.search.outcome import dead_end, restore, study_result
 from cedm_ray.search.results import TrialReport, trial_name
 from cedm_ray.search.space import SearchSpace

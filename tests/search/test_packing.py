@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cedm_ray.clustering.plan import peak_bytes
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.search.agenda import FitTask, TrainTask
+from cedm_ray.search.goals import FitTask, TrainTask
 from cedm_ray.search.packing import GIB, Cluster, Node, Resources, Room, needs
 from cedm_ray.search.space import SearchSpace
 

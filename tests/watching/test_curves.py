@@ -14,7 +14,7 @@ from cedm_ray.clustering.temi import TemiProgress
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.diffusion.train import TrainProgress
 from cedm_ray.report.publish import publish
-from cedm_ray.search.agenda import FitTask, TrainTask
+from cedm_ray.search.goals import FitTask, TrainTask
 from cedm_ray.search.results import Notice, RungSamples, TrialReport
 from cedm_ray.search.study import Study
 from cedm_ray.watching.curves import GRID_TAG, complete_curves, fit_points, training_points, watched
