@@ -1,5 +1,6 @@
 """Feature extraction over a cluster: plain actors, each with its own shards of the image set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,11 @@ import numpy as np
 import ray
 
 from cedm_ray.data.image_set import ImageSet, open_image_set
-from cedm_ray.distributed.session import get
+from cedm_ray.distributed.session import cluster_nodes, get
 from cedm_ray.distributed.tasks import choose_device, located
 from cedm_ray.features.extractors import Extractor, FeaturesConfig, open_extractor
 from cedm_ray.features.store import SHARD_ROWS, extract_shard, feature_key, merge_shards, num_shards, shard_fault
-from cedm_ray.search.packing import Resources
+from cedm_ray.search.packing import PROCESS_BYTES, Node, Resources
 from cedm_ray.search.results import Notice, Progress, Show
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
@@ -74,7 +75,7 @@ def prepare_features(
         if faults[index]:
             show(Notice(text=f"feature shard {index} is computed again: {faults[index]}"))
     if missing:
-        _extract(study, space, folder, missing, len(images), shard_rows, cluster, show)
+        _extract(study, space, extractor, folder, missing, len(images), shard_rows, cluster, show)
     return merge_shards(images, extractor, folder, shard_rows=shard_rows), key
 
 
@@ -88,9 +89,24 @@ def _open(config: FeaturesConfig, images: ImageSet, device: str) -> Extractor:
     )
 
 
+def worker_memory(weight_bytes: int, nodes: Sequence[Node]) -> tuple[int, int]:
+    """(Bytes of host memory that a worker asks for, for how many of them the machines have room, at least 1).
+
+    A machine of many cores must not hold as many copies of a network of gigabytes. Weights count twice, since they are
+    read before they are put in place. A network that no machine has room for twice still gets a worker, with all of the
+    largest machine's memory.
+    """
+    largest = max(node.memory_bytes for node in nodes)
+    wanted = int(min(PROCESS_BYTES + 2 * weight_bytes, largest))
+    # A machine whose memory Ray does not know has room for all.
+    places = sum(min(node.memory_bytes // wanted, node.cpus) for node in nodes)
+    return wanted, max(1, int(places))
+
+
 def _extract(
     study: Study,
     space: SearchSpace,
+    extractor: Extractor,
     folder: Path,
     missing: list[int],
     num_images: int,
@@ -99,10 +115,12 @@ def _extract(
     show: Show,
 ) -> None:
     gpus = 1.0 if cluster.gpus >= 1 else 0.0
-    count = min(len(missing), int(cluster.gpus if gpus else cluster.cpus) or 1)
+    memory, places = worker_memory(extractor.weight_bytes, cluster_nodes().nodes)
+    count = min(len(missing), int(cluster.gpus if gpus else cluster.cpus) or 1, places)
     config = located(space).features
     arguments = (str(study.images.absolute()), config.model_dump(mode="json"), gpus)
-    workers: list[Any] = [_ExtractionWorker.options(num_cpus=1, num_gpus=gpus).remote(*arguments) for _ in range(count)]
+    held = {"num_cpus": 1, "num_gpus": gpus, "memory": memory}
+    workers: list[Any] = [_ExtractionWorker.options(**held).remote(*arguments) for _ in range(count)]
     waiting = list(missing)
     shards: dict[Any, Any] = {}
     questions = {worker.open.remote(): worker for worker in workers}

@@ -28,6 +28,7 @@ class FeatureFile:
     key: str
     rows: np.ndarray
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    weight_bytes: int = 0
 
     @property
     def dim(self) -> int:

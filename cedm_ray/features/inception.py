@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from cedm_ray.config import digest
 from cedm_ray.durable import sha256_file
 from cedm_ray.errors import InputDataError
-from cedm_ray.features.network import NetworkExtractor, try_out
+from cedm_ray.features.network import NetworkExtractor, try_out, weight_bytes
 from cedm_ray.features.torchscript import load_torchscript
 from cedm_ray.features.weight_files import WebFile, fetch, given_file
 
@@ -51,7 +51,14 @@ def open_inception(device: torch.device, weights: Path | None, *, clean: bool = 
         raise InputDataError(f"the network in {path} gives {dim} features, Inception-v3 gives {INCEPTION_DIM}")
     key = {"kind": "inception", "weights": sha256_file(path), "transform": "clean" if clean else "inside"}
     name = "inception_clean" if clean else "inception"
-    return NetworkExtractor(name=name, dim=dim, key=digest(key), device=device, forward=forward)
+    return NetworkExtractor(
+        name=name,
+        dim=dim,
+        key=digest(key),
+        device=device,
+        forward=forward,
+        weight_bytes=weight_bytes(network),
+    )
 
 
 def open_inception_classifier(device: torch.device, weights: Path | None = None) -> NetworkExtractor:

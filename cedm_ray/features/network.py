@@ -18,26 +18,30 @@ class Extractor(Protocol):
     """A frozen network. Calling it maps uint8 [B, 3, S, S] on `device` to float32 [B, D] there, without gradients.
 
     name: short, for naming metrics. dim: D. key: SHA-256 (hex) of kind, weights and transform; equal keys mean equal
-    features of equal images. device: where it runs.
+    features of equal images. device: where it runs. weight_bytes: memory of its weights, 0 where that is nothing to
+    speak of.
     """
 
     name: str
     dim: int
     key: str
     device: torch.device
+    weight_bytes: int
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkExtractor:
-    """A network together with its transform. forward: uint8 [B, 3, S, S] -> features [B, D], on `device`."""
+    """A network together with its transform. forward: uint8 [B, 3, S, S] -> features [B, D], on `device`. weight_bytes:
+    memory of its weights."""
 
     name: str
     dim: int
     key: str
     device: torch.device
     forward: Callable[[torch.Tensor], torch.Tensor]
+    weight_bytes: int = 0
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -102,6 +106,11 @@ def try_out(
     if not features.is_floating_point():
         raise InputDataError(f"{what} returned {features.dtype}, not floating point", mend=mend)
     return features.shape[1]
+
+
+def weight_bytes(network: torch.nn.Module) -> int:
+    """Memory of a network's parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
 
 
 def hash_weights(network: torch.nn.Module) -> str:

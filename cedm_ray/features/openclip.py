@@ -23,7 +23,7 @@ import torch
 
 from cedm_ray.config import digest
 from cedm_ray.errors import ConfigurationError, InputDataError, SecurityError
-from cedm_ray.features.network import NetworkExtractor, Transform, hash_weights, try_out
+from cedm_ray.features.network import NetworkExtractor, Transform, hash_weights, try_out, weight_bytes
 from cedm_ray.features.weight_files import WebFile, fetch, given_file, hub_file
 
 PREFIX = "openclip:"
@@ -101,6 +101,7 @@ def open_openclip(
         key=digest(key),
         device=device,
         forward=forward,
+        weight_bytes=weight_bytes(network),
     )
     return OpenClip(images=images, model=network, tokenizer=tokenizer)
 

@@ -32,6 +32,7 @@ class PixelExtractor:
     mean: torch.Tensor
     components: torch.Tensor
     name: str = "pixels"
+    weight_bytes: int = 0
 
     @property
     def dim(self) -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from cedm_ray.config import digest
 from cedm_ray.errors import ConfigurationError, InputDataError
-from cedm_ray.features.network import NetworkExtractor, Transform, hash_weights, try_out
+from cedm_ray.features.network import NetworkExtractor, Transform, hash_weights, try_out, weight_bytes
 from cedm_ray.features.published import IMAGENET_224, PublishedNetwork
 from cedm_ray.features.state_dicts import load_strictly, read_tensors, unwrapped
 from cedm_ray.features.weight_files import fetch, given_file, hub_file, unreachable
@@ -98,6 +98,7 @@ def _extractor(
         key=digest(key),
         device=device,
         forward=forward,
+        weight_bytes=weight_bytes(network),
     )
 
 

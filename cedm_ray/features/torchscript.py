@@ -14,7 +14,7 @@ import torch
 from cedm_ray.config import digest
 from cedm_ray.durable import sha256_file
 from cedm_ray.errors import InputDataError, SecurityError
-from cedm_ray.features.network import NetworkExtractor, try_out
+from cedm_ray.features.network import NetworkExtractor, try_out, weight_bytes
 
 
 def open_torchscript(path: Path, name: str, size: int, device: torch.device) -> NetworkExtractor:
@@ -27,6 +27,7 @@ def open_torchscript(path: Path, name: str, size: int, device: torch.device) -> 
         key=digest({"kind": "torchscript", "weights": sha256_file(path), "transform": "its own"}),
         device=device,
         forward=network,
+        weight_bytes=weight_bytes(network),
     )
 
 

@@ -18,7 +18,7 @@ from cedm_ray.search.goals import FitTask, Task
 from cedm_ray.search.space import SearchSpace
 
 GIB = 2**30
-_PROCESS_BYTES = GIB // 2
+PROCESS_BYTES = GIB // 2
 """What a process takes for Python, torch and Ray before it does anything; 0.4 GiB were seen."""
 _GPU_MARGIN = 1.15
 """For the context, workspaces and fragments of a GPU, which are in no prediction."""
@@ -216,7 +216,7 @@ def needs(space: SearchSpace, task: Task, cluster: Cluster, features_shape: tupl
     except ValueError as error:
         raise ConfigurationError(f"clustering: {error}", mend="raise clustering.memory_budget_gib to that") from None
     if not gpus:
-        memory = _rounded_up(predicted + _PROCESS_BYTES)
+        memory = _rounded_up(predicted + PROCESS_BYTES)
         return Resources(cpus=fit.cpus, gpus=0.0, memory_bytes=min(memory, cluster.node_memory_bytes))
     if fit.gpus is None and cluster.gpu_bytes:
         # In quarters, of which a GPU has a whole number.

@@ -14,6 +14,7 @@ from cedm_ray.distributed.session import cluster_resources
 from cedm_ray.errors import InputDataError
 from cedm_ray.features.extractors import open_extractor
 from cedm_ray.features.store import extract_features
+from cedm_ray.search.packing import Node
 from cedm_ray.search.prepare import prepare_images
 from cedm_ray.search.results import Notice, Progress
 
@@ -101,3 +102,15 @@ def test_workers_take_the_weights_that_the_space_names(cluster, space, study, sh
     extractor = open_extractor("test_vit", images, weights=Path("mine.safetensors"))
     assert extractor.name == "test_vit+mine"
     np.testing.assert_allclose(found[:3], extractor(torch.from_numpy(np.array(few))), atol=1e-4)
+
+
+def test_machines_hold_as_many_copies_of_a_network_as_their_memory_allows():
+    gib = 2**30
+    small = Node(name="a", cpus=8, gpus=0, memory_bytes=8 * gib)
+    large = Node(name="b", cpus=8, gpus=0, memory_bytes=40 * gib)
+    assert features.worker_memory(0, [small, large]) == (gib // 2, 16)
+    # 0.5 GiB and twice 3.75: one and five of 8 GiB each.
+    assert features.worker_memory(15 * gib // 4, [small, large]) == (8 * gib, 6)
+    assert features.worker_memory(30 * gib, [small, large]) == (40 * gib, 1)
+    unknown = Node(name="c", cpus=4, gpus=0, memory_bytes=float("inf"))
+    assert features.worker_memory(gib, [unknown]) == (5 * gib // 2, 4)
