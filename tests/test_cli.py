@@ -14,6 +14,7 @@ from cedm_ray.search.study import Study
 from cedm_ray.verbs import search
 
 VERBS = ["search", "plan", "images", "features", "bound", "cluster", "train", "sample", "figure", "evaluate", "report"]
+VERBS += ["status", "watch", "stop"]
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def inspect_verb(path: str, sheet: Path | None, background: str, max_pixels: int
     if sheet is not None:
         if not found.samples:
             raise InputDataError(f"{path} has no good image for a contact sheet", mend="leave --sheet away")
+        from cedm_ray.data.pictures import png
         from cedm_ray.report.contact_sheet import contact_sheet
-        from cedm_ray.report.figures import png
 
         durable.write_bytes(sheet, png(contact_sheet(found)))
     if as_json:
@@ -184,13 +184,13 @@ def import_verb(path: str, out: Path, quiet: bool, as_json: bool, **settings: ob
 
     A set that is there already and was made of the same images in the same way is checked and left as it is.
     """
-    from cedm_ray import durable
     from cedm_ray.data.image_set import INDEX, MANIFEST
+    from cedm_ray.lock import exclusive_lock
     from cedm_ray.search.prepare import import_shown
     from cedm_ray.terminal import Display
 
     config = _config(source=path, **settings)
-    with _speaking_of_options(), durable.exclusive_lock(out / ".import.lock"):
+    with _speaking_of_options(), exclusive_lock(out / ".import.lock"):
         there = (out / MANIFEST).exists()
         if there:
             found = _check_same(config, out)

@@ -28,5 +28,5 @@ def test_a_clustering_without_a_head_says_so(fresh):
     durable.write_tensors(path, {"labels": tensors["labels"]}, about)
     with pytest.raises(ConfigurationError, match="has no head"):
         open_head(fresh, 4)
-    with pytest.raises(ConfigurationError, match="the unconditional model has no clusters"):
+    with pytest.raises(ConfigurationError, match="not conditioned on clusters"):
         open_head(fresh, None)

@@ -86,7 +86,7 @@ def test_the_images_of_a_rung_are_the_first_that_its_model_makes(whole, tiny_spa
     samples = [event for event in events if isinstance(event, RungSamples)][-1]
     assert (samples.trial, samples.rung, samples.images_seen) == ("c00004", 1, 512)
     assert samples.seeds.tolist() == list(range(32))
-    model = open_model(durable.newest_checkpoint(study.checkpoints("c00004")), "cpu")
+    model = open_model(durable.newest_checkpoint(study.checkpoints("c00004")), "cpu", study)
     counts = np.asarray(model.meaning.counts, dtype=np.int64)
     settings = {"config": tiny_space.rung_sampling, "image_size": 8, "counts": counts, "device": "cpu"}
     assert (samples.images == np.concatenate(list(sample(model.denoiser, range(32), **settings)))).all()

@@ -176,7 +176,7 @@ def test_images_of_several_sizes_need_a_size(run, tmp_path):
 
 
 def test_two_imports_at_once_into_one_folder_end_with_6(run, folder, tmp_path):
-    from cedm_ray.durable import exclusive_lock
+    from cedm_ray.lock import exclusive_lock
 
     with exclusive_lock(tmp_path / "set" / ".import.lock"):
         code, out, err = run("images", "import", folder, "--out", tmp_path / "set", *IMPORT)
