@@ -99,7 +99,7 @@ def worker_memory(weight_bytes: int, nodes: Sequence[Node]) -> tuple[int, int]:
     largest = max(node.memory_bytes for node in nodes)
     wanted = int(min(PROCESS_BYTES + 2 * weight_bytes, largest))
     # A machine whose memory Ray does not know has room for all.
-    places = sum(min(node.memory_bytes // wanted, node.cpus) for node in nodes)
+    places = sum(min(node.memory_bytes / wanted, node.cpus) // 1 for node in nodes)
     return wanted, max(1, int(places))
 
 

@@ -6,6 +6,7 @@ nothing of ours goes in there.
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -155,7 +156,7 @@ class DriverNews(_Unpickled, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._reap(trial)
-        text = str(trial.get_error() or "")
+        text = _error_text(trial)
         lines = text.strip().splitlines() or ["its process died"]
         with _errors_end(self.driver):
             self.driver.die(self.searcher.names[trial.trial_id], lines[-1], out_of_memory=is_out_of_memory(text))
@@ -169,6 +170,13 @@ class DriverNews(_Unpickled, tune.Callback):
             from cedm_ray.distributed.nested import reap
 
             reap(self.registry, trial.trial_id)
+
+
+def _error_text(trial: Any) -> str:
+    """What Tune wrote of a trial's error. It is read where this process wrote it: `Trial.get_error` looks in the
+    experiment's storage, where it comes later, if at all."""
+    place = trial.error_file
+    return Path(place).read_text() if place is not None and Path(place).exists() else ""
 
 
 def is_out_of_memory(text: str) -> bool:

@@ -121,13 +121,24 @@ def fit(num_clusters, num_used):
     return FitRecord(num_clusters=num_clusters, repeat=0, num_used=num_used, loss=1.0, seconds=1.0)
 
 
+class Judged:
+    """The judge as far as the metrics ask it."""
+
+    def __init__(self):
+        self.decisions = []
+
+    @property
+    def newest(self):
+        return {decision.trial: decision for decision in self.decisions}
+
+
 class Search:
     """A driver whose tasks are begun and ended by hand, and its metrics."""
 
     def __init__(self, study, space, kind="search"):
         self.study, self.space, self.goal = study, space, Goal(kind=kind)
         self.live, self.over = {}, False
-        self.asha = SimpleNamespace(decisions=[])
+        self.asha = Judged()
         self.agenda = SimpleNamespace(bound=None)
         self.metrics = DriverMetrics(self, {}, StudyMetrics("s"))
 

@@ -8,11 +8,12 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from cedm_ray import durable
-from cedm_ray.distributed import run
+from cedm_ray.distributed import run, trainable, tuning
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.goals import FitTask, Goal
@@ -46,8 +47,8 @@ def test_a_killed_trial_goes_on_from_its_newest_checkpoint_to_the_same_model(clu
         process[:] = [result["process"]] if "process" in result else process
         on_result(self, iteration, trials, trial, result, **info)
 
-    process, on_result = [], run.DriverNews.on_trial_result
-    monkeypatch.setattr(run.DriverNews, "on_trial_result", told)
+    process, on_result = [], tuning.DriverNews.on_trial_result
+    monkeypatch.setattr(tuning.DriverNews, "on_trial_result", told)
     run.run_study(study, space, BASELINE, address=None, show=show)
     ((before, checkpoint),) = killed
     assert images[before] > checkpoint
@@ -73,7 +74,7 @@ def starved(enough):
 
 def test_a_trial_that_runs_out_of_memory_trains_on_with_half_the_microbatch(cluster, space, study, shown, monkeypatch):
     """Fault 4; its gradients are added up, so that it is the same batch."""
-    monkeypatch.setattr(run, "StudyTask", starved(25))
+    monkeypatch.setattr(trainable, "StudyTask", starved(25))
     run.run_study(study, space, BASELINE, address=None, show=shown.append)
     assert [report.images_seen for report in study.reports(UNCONDITIONAL)] == [500, 1000]
     assert sum("ran out of memory" in text for text in notices(shown)) == 1
@@ -81,7 +82,7 @@ def test_a_trial_that_runs_out_of_memory_trains_on_with_half_the_microbatch(clus
 
 
 def test_a_trial_that_runs_out_of_memory_twice_has_failed_as_oom(cluster, space, study, shown, monkeypatch):
-    monkeypatch.setattr(run, "StudyTask", starved(24))
+    monkeypatch.setattr(trainable, "StudyTask", starved(24))
     run.run_study(study, space, BASELINE, address=None, show=shown.append)
     assert study.failures()[UNCONDITIONAL].startswith("oom: ")
     assert "out of memory with 25 images" in study.failures()[UNCONDITIONAL]
@@ -96,7 +97,9 @@ def test_a_stopped_trial_frees_what_it_held_though_others_go_on(cluster, space, 
         def _open(self, study, space, held):
             if isinstance(self._task, FitTask):
                 record = FitRecord(num_clusters=self._task.num_clusters, repeat=0, num_used=2, loss=0, seconds=0)
-                study.write_fit(record, self._task.name, {"labels": torch.arange(300).numpy() % 2}, {"method": "temi"})
+                study.write_fit(
+                    record, self._task.name, {"labels": (np.arange(300) % 2).astype(np.int32)}, {"method": "temi"}
+                )
             elif self._task.num_clusters is None:
                 while True:
                     threading.Event().wait(0.2)
@@ -123,7 +126,7 @@ def test_a_stopped_trial_frees_what_it_held_though_others_go_on(cluster, space, 
             threading.Event().wait(0.1)
         driver.agenda.tell_end(UNCONDITIONAL)
 
-    monkeypatch.setattr(run, "StudyTask", Waiting)
+    monkeypatch.setattr(trainable, "StudyTask", Waiting)
     monkeypatch.setattr(run, "_keep_best", lambda *arguments: None)
     monkeypatch.setattr(Driver, "judge", judge)
     changes = {"bound": {"alpha": 0.4, "c_start": 4, "c_limit": 4}, "candidates": {"explicit": [2]}}

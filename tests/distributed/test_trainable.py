@@ -70,7 +70,7 @@ def test_a_fit_and_then_a_trial_run_in_one_process(prepared, space):
     ],
 )
 def test_an_actor_says_what_it_does(prepared, space, task, said, shared):
-    config = task_config(prepared, space, task, 0.0)
+    config = task_config(prepared, space, task, HELD)
     assert (config["title"], process_title(config)) == (said, shared)
     actor = StudyTask(config)
     assert repr(actor) == shared
@@ -83,12 +83,12 @@ def test_ray_knows_an_actor_by_what_it_does_and_its_process_by_the_task_at_hand(
             super().step()
             return Path("/proc/self/cmdline").read_text().strip("\0 ")
 
-    actor = cluster.remote(Peeking).remote(task_config(prepared, space, TrainTask(num_clusters=None), 0.0))
+    actor = cluster.remote(Peeking).remote(task_config(prepared, space, TrainTask(num_clusters=None), HELD))
     assert cluster.get(actor.step.remote()) == "ray::StudyTask cedm unconditional"
     names = {known.class_name: known.repr_name for known in actors_known_to(cluster)}
     # Of a class that is pickled by value Ray knows the whole path.
     assert [repr_name for name, repr_name in names.items() if name.endswith("Peeking")] == ["cedm unconditional"]
-    fit = task_config(prepared, space, FitTask(num_clusters=5, repeat=0), 0.0)
+    fit = task_config(prepared, space, FitTask(num_clusters=5, repeat=0), HELD)
     cluster.get(actor.reset_config.remote(fit))
     assert cluster.get(actor.step.remote()) == "ray::StudyTask temi C=5"
     cluster.kill(actor)
@@ -101,10 +101,7 @@ def actors_known_to(ray):
     )
     accessor = GlobalStateAccessor(options)
     accessor.connect()
-    try:
-        return [ActorTableData.FromString(data) for data in accessor.get_actor_table(None, None)]
-    finally:
-        accessor.disconnect()
+    return [ActorTableData.FromString(data) for data in accessor.get_actor_table(None, None)]
 
 
 def test_an_error_that_would_come_again_is_reported_and_not_raised(prepared, space):

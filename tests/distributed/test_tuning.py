@@ -142,9 +142,10 @@ def test_an_error_of_ours_in_a_hook_ends_the_search_and_not_in_a_traceback(study
     assert isinstance(driver.fatal, StorageError)
 
 
-def test_a_lost_process_is_told_by_its_last_line(study, space, shown):
+def test_a_lost_process_is_told_by_its_last_line(study, space, shown, tmp_path):
     driver = FakeDriver(study, space)
-    trial = SimpleNamespace(trial_id="t", get_error=lambda: "Traceback ...\nActorDiedError: killed")
+    (tmp_path / "error.txt").write_text("Traceback ...\nActorDiedError: killed\n")
+    trial = SimpleNamespace(trial_id="t", error_file=str(tmp_path / "error.txt"))
     news(driver, shown).on_trial_error(1, [], trial)
     assert driver.told == [("die", "c00004", "ActorDiedError: killed", False)]
 
@@ -158,9 +159,10 @@ def test_a_lost_process_is_told_by_its_last_line(study, space, shown):
         "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
     ],
 )
-def test_a_process_that_ran_out_of_memory_is_told_as_that(study, space, shown, error):
+def test_a_process_that_ran_out_of_memory_is_told_as_that(study, space, shown, error, tmp_path):
     driver = FakeDriver(study, space)
-    trial = SimpleNamespace(trial_id="t", get_error=lambda: f"Traceback ...\n{error}")
+    (tmp_path / "error.txt").write_text(f"Traceback ...\n{error}\n")
+    trial = SimpleNamespace(trial_id="t", error_file=str(tmp_path / "error.txt"))
     news(driver, shown).on_trial_error(1, [], trial)
     assert driver.told == [("die", "c00004", error, True)]
 
