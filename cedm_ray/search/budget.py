@@ -2,8 +2,10 @@
 
 How many trials pass a rung depends on what they measure and on who comes first, so the search is played many times on
 the rungs' own rule: trials of random quality, the same order at every rung, on as many places as the cluster has. That
-quality does not change sides between rungs is an assumption; which C is good is none. The fits of the bound come before
-and are not counted: they are short beside trials, and how many there will be nobody knows.
+quality does not change sides between rungs is an assumption, and so is that a refinement's C are as good as any other;
+which C is good is none. Under the rule halving how many go on is certain, and only the hours depend on the order. The
+fits of the bound come before and are not counted: they are short beside trials, and how many there will be nobody
+knows.
 """
 
 import heapq
@@ -13,13 +15,16 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from cedm_ray.search.asha import Asha
-from cedm_ray.search.plan import Plan
+from cedm_ray.search.plan import TRAINING_FORWARDS, Plan, network_calls
 from cedm_ray.search.rates import Rate
-from cedm_ray.search.results import TrialReport, trial_name
+from cedm_ray.search.results import UNCONDITIONAL, TrialReport, read_trial_name, trial_name
 from cedm_ray.search.space import SearchSpace
 
 GAMES = 100
 """How often a search is played."""
+
+# Sets of images that the kept model is measured on, where finals.evaluate says so (evaluation/requests.py).
+_SETS = 3
 
 # Numbers of C that the paper's authors published models' clusterings for, each of which their procedure trains
 # (performance.md 5.1).
@@ -45,19 +50,25 @@ class Span:
 class Budget:
     """The cost of a search.
 
-    candidates: C that are trained, and the unconditional model beside them. survivors: how many of them go on from each
-    rung but the last. images: trained by all candidates. baseline_images: by the unconditional model. exhaustive: the
+    candidates: C that are trained at first, and the unconditional model beside them; refined: at most so many more by
+    refinements. survivors: how many of both go on from each rung but the last. images: trained by them.
+    baseline_images: by the unconditional model. seed_images: by the finalists' further seeds. stretch_images: by the
+    winner beyond the last rung. measured_images: generated for the kept model's measurement at the end. exhaustive: the
     grid that is compared with, in words; exhaustive_images: of each of its C to the last rung. saving: the latter over
     images. slots: trials at once. gpus_each: GPUs that a trial holds, 0 on CPUs. rate: None where nothing is known of
-    the hardware, and then the hours are None. trial_h: that trials hold their places, all together. gpu_h: that in
-    GPU-hours, None on CPUs. wall_h: from the first trial's start to the last one's end. checkpoint_bytes: of one.
-    storage_bytes: of all checkpoints that are kept.
+    the hardware, and then the hours are None. trial_h: that trials hold their places, all together, and the measurement
+    one; final_h: of that, after the candidates. gpu_h: trial_h in GPU-hours, None on CPUs. wall_h: from the first
+    trial's start to the end of all. checkpoint_bytes: of one. storage_bytes: of all checkpoints that are kept.
     """
 
     candidates: int
+    refined: int
     survivors: tuple[Span, ...]
     images: Span
     baseline_images: int
+    seed_images: Span
+    stretch_images: int
+    measured_images: int
     exhaustive: str
     exhaustive_images: int
     saving: Span
@@ -65,6 +76,7 @@ class Budget:
     gpus_each: float
     rate: Rate | None
     trial_h: Span | None
+    final_h: Span | None
     gpu_h: Span | None
     wall_h: Span | None
     checkpoint_bytes: int
@@ -73,12 +85,26 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class _Game:
-    """One play. images: of the candidates. work, makespan: in training images, evaluations included."""
+    """One play. images: of the candidates. seed_images: of the finalists' further seeds. work (final_work of it after
+    the candidates), makespan: in training images, evaluations included."""
 
     images: int
     passed: tuple[int, ...]
+    seed_images: int
     work: float
+    final_work: float
     makespan: float
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Step:
+    """What holds a place for `work`: a trial on its way to a rung, or what comes after all C and is not judged, then
+    without a name. order: of who began, one for each trial."""
+
+    order: int
+    name: str | None
+    rung: int
+    work: float
 
 
 def plan_search(
@@ -98,13 +124,19 @@ def plan_search(
     pace = None if rate is None else rate.images_per_s * (gpus_each or 1.0) * 3600
     trial_h = None if pace is None else _span([game.work for game in games]).times(1 / pace)
     checkpoint = parameters * _COPIES * _FLOAT_BYTES
+    finals, refined = space.finals, sum(_waves(space, count)) - count
+    folders = 1 + count + refined + min(finals.finalists, count + refined) * (finals.seeds - 1)
     return Budget(
         candidates=count,
+        refined=refined,
         survivors=tuple(
             _span([game.passed[rung] for game in games]) for rung in range(len(space.rungs.rungs_kimg) - 1)
         ),
         images=images,
         baseline_images=each,
+        seed_images=_span([game.seed_images for game in games]),
+        stretch_images=_stretch_images(space),
+        measured_images=_measured_images(space),
         exhaustive=f"{exhaustive} to the last rung",
         exhaustive_images=exhaustive_images,
         saving=_span([exhaustive_images / game.images for game in games]),
@@ -112,48 +144,122 @@ def plan_search(
         gpus_each=gpus_each,
         rate=rate,
         trial_h=trial_h,
+        final_h=None if pace is None else _span([game.final_work for game in games]).times(1 / pace),
         gpu_h=trial_h.times(gpus_each) if trial_h is not None and gpus_each else None,
         wall_h=None if pace is None else _span([game.makespan for game in games]).times(1 / pace),
         checkpoint_bytes=checkpoint,
-        storage_bytes=checkpoint * space.checkpoints.keep * (count + 1),
+        storage_bytes=checkpoint * space.checkpoints.keep * folders,
     )
 
 
 def _play(space: SearchSpace, trial: Plan, count: int, slots: int, dice: random.Random) -> _Game:
-    """The baseline and `count` trials of random quality, on `slots` places: whoever is next takes a free one."""
-    quality = list(range(1, count + 1))
+    """The baseline and `count` trials of random quality, and what follows them, on `slots` places.
+
+    Who is next takes a free place; who waits for others leaves its own, and goes on before those that have not begun.
+    A stage begins when all before it are over but the baseline: refinements, the finalists' further seeds, the winner's
+    last stretch. The measurement of the kept model comes when nothing runs any more, and takes all places.
+    """
+    waves = _waves(space, count)
+    quality = list(range(1, sum(waves) + 1))
     dice.shuffle(quality)
-    waiting: list[int | None] = [None, *quality]
+    names = [[trial_name(quality.pop(0) + 1) for _ in range(wave)] for wave in waves]
+    asha = Asha(space.rungs, space.finals)
     # What a rung costs in training images; an image generated or measured is counted by its operations.
     work = [rung.images * (1 + rung.share) for rung in trial.rungs]
-    asha, now, done, images = Asha(space.rungs), 0.0, 0.0, 0
-    passed = [0] * len(work)
-    # By time, then by who began first.
-    running: list[tuple[float, int, int, int | None]] = []
-    begun = 0
-    while waiting or running:
-        while waiting and len(running) < slots:
-            heapq.heappush(running, (now + work[0], begun, 0, waiting.pop(0)))
-            begun += 1
-        now, order, rung, place = heapq.heappop(running)
-        done += work[rung]
-        if place is not None:
-            images += trial.rungs[rung].images
-        if asha.decide(_report(place, rung)).status != "running":
+    ready = [_Step(0, UNCONDITIONAL, 0, work[0])]
+    running: list[tuple[float, _Step]] = []
+    began = {UNCONDITIONAL: 0}
+    stages = [*range(len(waves)), "seeds", "stretch"]
+    passed, completed, images, seed_images = [0] * len(work), 0, 0, 0
+    # pending: steps and candidates of the stage that are not over.
+    now, done, final_work, begun, told, pending = 0.0, 0.0, 0.0, 1, 0, 0
+    while True:
+        while not pending and stages:
+            stage = stages.pop(0)
+            steps: list[tuple[str | None, float]] = []
+            if isinstance(stage, int):
+                asha.expect(names[: stage + 1])
+                steps = [(name, work[0]) for name in names[stage]]
+            elif stage == "seeds":
+                again = min(space.finals.finalists, completed) * (space.finals.seeds - 1)
+                steps = [(None, sum(work))] * again
+                seed_images = again * sum(rung.images for rung in trial.rungs)
+            elif stretch := _stretch_images(space):
+                steps = [(None, stretch + trial.rungs[-1].images * trial.rungs[-1].share)]
+            for name, cost in steps:
+                heapq.heappush(ready, _Step(begun, name, 0, cost))
+                if name is None:
+                    final_work += cost
+                else:
+                    began[name] = begun
+                begun += 1
+            pending = len(steps)
+        while ready and len(running) < slots:
+            step = heapq.heappop(ready)
+            heapq.heappush(running, (now + step.work, step))
+        if not running:
+            break
+        now, step = heapq.heappop(running)
+        done += step.work
+        if step.name is None:
+            pending -= 1
             continue
-        if place is not None:
-            passed[rung] += 1
-        heapq.heappush(running, (now + work[rung + 1], order, rung + 1, place))
-    return _Game(images, tuple(passed), done, now)
+        if step.name != UNCONDITIONAL:
+            images += trial.rungs[step.rung].images
+        asha.decide(_report(step.name, step.rung))
+        asha.settle()
+        for decision in asha.decisions[told:]:
+            counts = decision.trial != UNCONDITIONAL
+            if decision.status == "running":
+                passed[decision.rung] += counts
+                rung = decision.rung + 1
+                further = _Step(began[decision.trial], decision.trial, rung, work[rung])
+                if decision.trial == step.name:
+                    # It never left its place.
+                    heapq.heappush(running, (now + further.work, further))
+                else:
+                    heapq.heappush(ready, further)
+            elif decision.status != "waiting" and counts:
+                pending -= 1
+                completed += decision.status == "completed"
+        told = len(asha.decisions)
+    measuring = _measurement(space, trial)
+    return _Game(images, tuple(passed), seed_images, done + measuring, final_work + measuring, now + measuring / slots)
 
 
-def _report(place: int | None, rung: int) -> TrialReport:
-    """What a trial of that place among all says at a rung: the better, the lower."""
+def _waves(space: SearchSpace, count: int) -> list[int]:
+    """How many C are trained at first, and in every refinement: at the most one on each side of the best."""
+    waves = [count]
+    for _ in range(space.candidates.refine):
+        waves.append(min(2, sum(waves) - 1))
+    return [wave for wave in waves if wave]
+
+
+def _stretch_images(space: SearchSpace) -> int:
+    """What the winner trains beyond the last rung."""
+    last = space.finals.budget_kimg
+    return 0 if last is None else round((last - space.rungs.rungs_kimg[-1]) * 1000)
+
+
+def _measured_images(space: SearchSpace) -> int:
+    """What is generated of the kept model to measure it."""
+    return _SETS * space.evaluation.final_samples if space.finals.evaluate else 0
+
+
+def _measurement(space: SearchSpace, trial: Plan) -> float:
+    """What that costs, in training images."""
+    rung = trial.rungs[-1]
+    flops = network_calls(space.sampling) * trial.forward_flops + (rung.detector_flops or 0) / rung.num_samples
+    return _measured_images(space) * flops / (TRAINING_FORWARDS * trial.forward_flops)
+
+
+def _report(name: str, rung: int) -> TrialReport:
+    """What a trial says at a rung: the smaller its C, the better."""
     return TrialReport(
-        trial=trial_name(None if place is None else place + 1),
+        trial=name,
         rung=rung,
         images_seen=0,
-        distance=float(place or 0),
+        distance=float(read_trial_name(name)[0] or 0),
         num_samples=0,
         loss=None,
         train_s=0.0,

@@ -6,6 +6,7 @@ changes nothing of how it decides. Both are settled with the new study, which is
 """
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -55,14 +56,16 @@ def like_space(old: Study, new: Study, given: SearchSpace | None, images: str | 
 
 def best_first(result: StudyResult) -> tuple[int, ...] | None:
     """The C that a search measured, the best first: those that came to a later rung, then those with the lower
-    distance at it. None where it measured none."""
-    found = [
-        (-trial.final.rung, trial.final.distance, trial.num_clusters)
-        for trial in result.trials
-        if trial.num_clusters is not None and trial.final is not None
-    ]
-    # A C that was trained more than once counts by its best.
-    return tuple(dict.fromkeys(num_clusters for *_, num_clusters in sorted(found))) or None
+    distance at it, of a finalist with several seeds their mean there. None where it measured none."""
+    found: dict[int, list[tuple[int, float]]] = {}
+    for trial in result.trials:
+        if trial.num_clusters is not None and trial.final is not None:
+            found.setdefault(trial.num_clusters, []).append((trial.final.rung, trial.final.distance))
+    order = []
+    for num_clusters, measured in found.items():
+        last = max(rung for rung, _ in measured)
+        order.append((-last, fmean(distance for rung, distance in measured if rung == last), num_clusters))
+    return tuple(num_clusters for *_, num_clusters in sorted(order)) or None
 
 
 def reuse_records(old: Study, new: Study, space: SearchSpace, images: ImageSet, show: Show) -> None:

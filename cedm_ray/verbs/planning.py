@@ -157,12 +157,17 @@ def _budget_lines(budget, hardware: str) -> list[str]:
     baseline = budget.baseline_images / 1e6
     times = f"{_span(budget.saving)} times as many as these C"
     each = f", {budget.gpus_each:g} GPU each" if budget.gpus_each else ""
+    more = f" and at most {budget.refined} more by refinement" if budget.refined else ""
     lines = [
-        f"The search: after the bound's fits, {budget.candidates} C{rungs}, and the unconditional model to the last.",
+        f"The search: after the bound's fits, {budget.candidates} C{more}{rungs}, and the unconditional model to the "
+        "last.",
         f"Trained: {_span(millions)} million images for all C, {baseline:,.3g} for the unconditional model.",
         f"Saved: {budget.exhaustive} would be {budget.exhaustive_images / 1e6:,.4g} million, {times}.",
-        f"On {hardware}: at most {budget.slots} trials at once{each}.",
     ]
+    after = _after(budget)
+    if after:
+        lines.append(f"After it: {after}.")
+    lines.append(f"On {hardware}: at most {budget.slots} trials at once{each}.")
     if budget.rate is None:
         lines.append(
             "Hours: nothing is known of the speed of this network there. Measure it (cedm-ray train SPACE --study "
@@ -170,8 +175,10 @@ def _budget_lines(budget, hardware: str) -> list[str]:
         )
     else:
         took = f"{_span(budget.gpu_h)} GPU-hours" if budget.gpu_h else f"{_span(budget.trial_h)} hours of trials"
+        final = budget.final_h.times(budget.gpus_each or 1.0)
+        what = f" and the {_span(final)} after the search" if after else ""
         each = "GPU" if budget.gpus_each else "trial"
-        lines.append(f"Time: {took}, {_span(budget.wall_h)} h on the clock, evaluations included.")
+        lines.append(f"Time: {took}, {_span(budget.wall_h)} h on the clock, evaluations{what} included.")
         lines.append(f"  at {budget.rate.images_per_s:,.4g} images/s for each {each}: {budget.rate.source}")
     lines.append(
         f"Storage: {_bytes(budget.storage_bytes)} of checkpoints, {_bytes(budget.checkpoint_bytes)} each; images and "
@@ -179,6 +186,18 @@ def _budget_lines(budget, hardware: str) -> list[str]:
     )
     lines.append("Figures a-b are the 5th and 95th percentile over searches whose ranking is drawn at random.")
     return lines
+
+
+def _after(budget) -> str:
+    """What comes once all C are done, in words; empty where nothing does."""
+    parts = []
+    if budget.seed_images.high:
+        parts.append(f"{_span(budget.seed_images.times(1e-6))} million images for more seeds of finalists")
+    if budget.stretch_images:
+        parts.append(f"{budget.stretch_images / 1e6:,.3g} million for the winner beyond the last rung")
+    if budget.measured_images:
+        parts.append(f"{budget.measured_images:,} images generated to measure the kept model")
+    return ", ".join(parts)
 
 
 def _span(span) -> str:

@@ -101,6 +101,98 @@ def test_a_free_place_is_taken_by_the_next(tiny_space):
     assert game.work == pytest.approx((2 + 2 + 2 + 1) * rung)
 
 
+def halving(tiny_space, count, rungs, **more):
+    space = space_with(tiny_space, count=count, rungs=rungs, **more)
+    return space.model_copy(update={"rungs": space.rungs.model_copy(update={"rule": "halving"})})
+
+
+def test_under_halving_five_two_and_one_go_on_in_every_order(tiny_space):
+    """5 x 20 + 2 x 30 + 1 x 50 = 210, whoever comes first and on however many places."""
+    space = halving(tiny_space, 5, (20, 50, 100))
+    trial = plan_trial(space, 8)
+    for order in itertools.permutations([1, 2, 3, 4, 5]):
+        for slots in (1, 3, 8):
+            game = _play(space, trial, 5, slots, Loaded(order))
+            assert (game.images, game.passed) == (210_000, (2, 1, 0))
+    found = budget_of(space, slots=8)
+    assert found.images.low == found.images.high == 210_000
+    assert found.baseline_images == 100_000
+
+
+def test_who_waits_leaves_its_place(tiny_space):
+    """Two places, three C of which one goes on. The baseline keeps one place for both rungs. On the other 1, 2 and 3
+    come to the first rung, two of them after the baseline has freed its own, and 1 goes on when 3 has come."""
+    space = halving(tiny_space, 3, (1, 2))
+    trial = plan_trial(space, 8)
+    rung = 1000 * (1 + trial.rungs[0].share)
+    game = _play(space, trial, 3, 2, Loaded([1, 2, 3]))
+    assert game.passed == (1, 0)
+    assert game.makespan == pytest.approx(4 * rung)
+    assert game.work == pytest.approx((2 + 3 + 1) * rung)
+
+
+def test_who_is_decided_goes_on_before_who_has_not_begun(tiny_space):
+    """Five C of which two go on, two places, a last rung that is long. When four have come 1 is certain, and takes the
+    place that 5 waits for; so 5 begins when the baseline is done, and 2 goes on when 5 has come."""
+    space = halving(tiny_space, 5, (1, 10))
+    trial = plan_trial(space, 8)
+    first, last = (rung.images * (1 + rung.share) for rung in trial.rungs)
+    game = _play(space, trial, 5, 2, Loaded([1, 2, 3, 4, 5]))
+    assert game.makespan == pytest.approx((first + last) + first + last)
+
+
+def test_what_follows_the_search_is_counted_by_itself(tiny_space):
+    """By hand, one place: two finalists once more over 4,000 images, the winner from 4,000 to 10,000, and its
+    measurement on 3 x 50 images of 7 passes each as 1,050 / 3 training images."""
+    space = halving(tiny_space, 4, (1, 4))
+    more = {
+        "finals": {"finalists": 2, "seeds": 2, "budget_kimg": 10, "evaluate": True},
+        "evaluation": {"detector": "./net.pt", "num_samples": 100, "final_samples": 50},
+    }
+    after = SearchSpace.model_validate({**space.model_dump(mode="json"), **more})
+    rate = Rate(images_per_s=10, source="x")
+    plain, found = budget_of(space, rate=rate), budget_of(after, rate=rate)
+    assert (plain.seed_images.high, plain.stretch_images, plain.measured_images, plain.final_h.high) == (0, 0, 0, 0)
+    assert found.images == plain.images
+    assert (found.seed_images.low, found.seed_images.high, found.stretch_images) == (8000, 8000, 6000)
+    assert found.measured_images == 150
+    # Seeds are measured at two rungs each, the last stretch at its end.
+    work = 8000 + 6000 + (2 * 2 + 1) * 700 / 3 + 1050 / 3
+    assert found.final_h.mean == pytest.approx(work / 10 / 3600)
+    assert found.trial_h.mean == pytest.approx(plain.trial_h.mean + found.final_h.mean)
+    assert found.wall_h.mean == pytest.approx(found.trial_h.mean)
+    # Of the baseline, four C and two further seeds.
+    assert found.storage_bytes == 2 * 7 * found.checkpoint_bytes
+    # With two places the seeds run side by side, and the measurement takes both.
+    both = budget_of(after, slots=2, rate=rate)
+    apart = budget_of(space, slots=2, rate=rate)
+    side = 4000 + 2 * 700 / 3 + 6000 + 700 / 3 + 1050 / 3 / 2
+    assert both.wall_h.mean == pytest.approx(apart.wall_h.mean + side / 10 / 3600, rel=0.02)
+
+
+@pytest.mark.parametrize(("count", "refine", "refined"), [(1, 3, 0), (2, 1, 1), (2, 2, 3), (5, 2, 4)])
+def test_a_refinement_trains_at_most_one_c_on_each_side_of_the_best(tiny_space, count, refine, refined):
+    plain = space_with(tiny_space, count=count).model_dump(mode="json")
+    plain["candidates"]["refine"] = refine
+    space = SearchSpace.model_validate(plain)
+    found = budget_of(space)
+    assert (found.candidates, found.refined) == (count, refined)
+    assert found.storage_bytes == 2 * (1 + count + refined) * found.checkpoint_bytes
+
+
+def test_a_refinement_begins_when_all_before_are_done_and_goes_on_as_the_best_of_all(tiny_space):
+    plain = halving(tiny_space, 3, (1, 2)).model_dump(mode="json")
+    plain["candidates"]["refine"] = 1
+    space = SearchSpace.model_validate(plain)
+    trial = plan_trial(space, 8)
+    # One of the first three goes on; of the two that follow, one only where it is better than all before.
+    better = _play(space, trial, 3, 8, Loaded([3, 4, 5, 1, 2]))
+    worse = _play(space, trial, 3, 8, Loaded([1, 2, 3, 4, 5]))
+    assert (better.images, worse.images) == (3000 + 1000 + 2000 + 1000, 3000 + 1000 + 2000)
+    rung = 1000 * (1 + trial.rungs[0].share)
+    assert (better.makespan, worse.makespan) == (pytest.approx(4 * rung), pytest.approx(3 * rung))
+
+
 @pytest.mark.parametrize(("name", "grid"), [("cifar10", 17), ("cifar100", 11), ("ffhq64", 22)])
 def test_the_papers_grid_is_that_of_its_release(tiny_space, name, grid):
     """performance.md 5.1 and 5.3."""

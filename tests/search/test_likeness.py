@@ -8,10 +8,11 @@ from PIL import Image
 from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.errors import ConfigurationError
+from cedm_ray.search.goals import Goal
 from cedm_ray.search.likeness import best_first, like_space, reuse_records
-from cedm_ray.search.outcome import study_result
+from cedm_ray.search.outcome import restore, study_result
 from cedm_ray.search.prepare import prepare_images
-from cedm_ray.search.results import StudyResult, TrialReport, TrialResult, trial_name
+from cedm_ray.search.results import FEATURES, StudyResult, TrialReport, TrialResult, trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -45,10 +46,11 @@ def files(study: Study, *patterns: str) -> dict[str, bytes]:
     return {str(path.relative_to(study.path)): path.read_bytes() for path in found}
 
 
-def measured(num_clusters, *distances):
+def measured(num_clusters, *distances, name=None, seed=0):
+    name = name or trial_name(num_clusters, seed)
     reports = tuple(
         TrialReport(
-            trial=trial_name(num_clusters),
+            trial=name,
             rung=rung,
             images_seen=1000 * (rung + 1),
             distance=distance,
@@ -62,12 +64,13 @@ def measured(num_clusters, *distances):
         for rung, distance in enumerate(distances)
     )
     return TrialResult(
-        trial=trial_name(num_clusters),
+        trial=name,
         num_clusters=num_clusters,
         num_used=num_clusters,
         status="stopped",
         reason="",
         reports=reports,
+        seed=seed,
     )
 
 
@@ -86,6 +89,48 @@ def test_a_later_rung_is_better_than_any_distance_before_it(done):
     assert best_first(result) == (63, 5, 27, 2)
     nothing = StudyResult(**{f: getattr(whole, f) for f in whole.__dataclass_fields__} | {"trials": (measured(None),)})
     assert best_first(nothing) is None
+
+
+def test_a_finalist_counts_by_the_mean_of_its_seeds_and_the_trial_on_features_not_at_all(done):
+    """By hand: 5 has 2.0 and 4.0, 63 has 2.5 and 2.7; the lucky first seed of 5 is not what 5 is worth. With a last
+    stretch the winner is the first whatever it measured there."""
+    whole = study_result(done, SearchSpace.from_settled(done.settled()), open_image_set(done.images))
+    plain = {f: getattr(whole, f) for f in whole.__dataclass_fields__}
+    trials = (
+        measured(None, 3.5, 3.0, name=FEATURES),
+        measured(2, 3.9),
+        measured(5, 3.6, 2.0),
+        measured(5, 3.6, 4.0, seed=1),
+        measured(63, 3.8, 2.5),
+        measured(63, 3.8, 2.7, seed=1),
+    )
+    assert best_first(StudyResult(**plain | {"trials": trials})) == (63, 5, 2)
+    longer = (*trials[:3], measured(5, 3.6, 4.0, 3.9, seed=1), *trials[4:])
+    assert best_first(StudyResult(**plain | {"trials": longer})) == (5, 63, 2)
+
+
+def test_a_study_with_seeds_and_a_trial_on_features_is_read(done, new, digit_folder):
+    """On disk, judged as a driver does: the order is as without them but for the C with a second seed, and all that was
+    computed is taken over."""
+    space = SearchSpace.from_settled(done.settled())
+    images = open_image_set(done.images)
+    before = best_first(study_result(done, space, images))
+    contest = restore(done, space, len(images), Goal(kind="search"))
+    reports = list(measured(None, 9.0, 8.0, name=FEATURES).reports)
+    reports += measured(before[0], 1e6, 1e6, seed=1).reports
+    for report in reports:
+        done.write_report(report)
+        for decision in contest.judge(report)[1]:
+            done.write_decision(decision)
+    result = study_result(done, space, images)
+    assert {FEATURES, trial_name(before[0], 1)} < {trial.trial for trial in result.trials}
+    again = like_space(done, new, None, str(digit_folder))
+    assert again.candidates.best_first == best_first(result)
+    assert set(again.candidates.best_first) == set(before)
+    _, told = begin(new, again, done)
+    assert f"{len(done.fits())} fits" in told[0]
+    assert set(new.fits()) == set(done.fits())
+    assert new.trials() == []
 
 
 def test_other_images_start_at_a_quarter_of_the_old_bound(done, new, other_images):

@@ -1,6 +1,7 @@
 """What `plan` prints, and that it starts and writes nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,61 @@ def test_plan_tells_images_hours_and_saving(run):
     assert "8 x A100: at most 8 trials at once" in out
     assert "579 images/s for each GPU" in out
     assert "the 17 C of the paper's own grid to the last rung would be 1,700 million" in out
-    # All at once: the longest is a whole budget, 100 million images at 579 a second and three evaluations.
-    assert "48.1 h on the clock" in out
+    assert "5 C, 2 go on from rung 1, then 1 go on from rung 2" in out
+    assert "Trained: 210 million images for all C, 100 for the unconditional model." in out
+    assert "After it: 100 million for the winner beyond the last rung, 150,000 images generated" in out
     code, out, _ = run("plan", SPACES / "cifar10.yaml", "--gpus", "8xA100", "--json")
     told = json.loads(out)["search"]
-    assert told["wall_h"]["mean"] == pytest.approx(100e6 / 579 / 3600, rel=0.01)
+    # All at once: the longest is the winner's, 200 million images at 579 a second; evaluations come to it.
+    assert told["wall_h"]["mean"] == pytest.approx(200e6 / 579 / 3600, rel=0.01)
+    assert told["gpu_h"]["mean"] == pytest.approx(410e6 / 579 / 3600, rel=0.02)
+    assert told["final_h"]["mean"] == pytest.approx(100e6 / 579 / 3600, rel=0.03)
     assert told["gpu_h"]["mean"] == pytest.approx(told["trial_h"]["mean"])
+
+
+def test_without_finals_nothing_is_said_of_them(run):
+    code, out, _ = run("plan", SPACES / "new_dataset.yaml", "--gpus", "A100")
+    assert (code, "After it" in out, "evaluations included." in out) == (0, False, True)
+
+
+def test_more_seeds_and_refinements_are_told(run, tmp_path):
+    text = (SPACES / "cifar10.yaml").read_text()
+    text = text.replace("finals:\n", "finals:\n  finalists: 2\n  seeds: 3\n").replace(
+        "count: 5", "refine: 2\n  count: 5"
+    )
+    (tmp_path / "space.yaml").write_text(text)
+    code, out, _ = run("plan", tmp_path / "space.yaml", "--gpus", "8xA100")
+    assert (code, "5 C and at most 4 more by refinement" in out) == (0, True)
+    # Two more of each of two finalists, to the last rung.
+    assert "After it: 400 million images for more seeds of finalists, 100 million for the winner" in out
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "ffhq64", "ffhq128", "afhq64"])
+def test_what_the_files_promise_is_what_is_counted(run, name):
+    code, out, _ = run("plan", SPACES / f"{name}.yaml", "--gpus", "8xA100")
+    assert code == 0
+    time = re.search(r"Time: (\S+) GPU-hours, (\S+) h on the clock, evaluations and the (\S+) after the search", out)
+    storage = re.search(r"Storage: (\S+ GB)", out)[1]
+    page, space = (" ".join(path.read_text().replace("\n# ", " ").split()) for path in _files(name))
+    assert (
+        f"Cost: {time[1]} A100-hours, the winner's last {time[3]} among them, {time[2]} h on 8 GPUs, {storage}" in page
+    )
+    assert f"{time[1]} A100-hours, {time[3]} of them for the winner after the search" in space
+
+
+def _files(name):
+    return SPACES.parent / "jobs" / f"{name}.sh", SPACES / f"{name}.yaml"
+
+
+def test_what_the_template_promises_is_what_is_counted(run):
+    code, out, _ = run("plan", SPACES / "new_dataset.yaml", "--gpus", "A100", "--json")
+    told = json.loads(out)["search"]
+    page, space = (path.read_text() for path in _files("new_dataset"))
+    assert code == 0
+    assert f"{told['gpu_h']['low']:.0f} to {told['gpu_h']['high']:.0f} A100-hours" in page
+    assert f"{told['storage_bytes'] / 1e9:.1f} GB of checkpoints" in page
+    assert f"some {(told['images']['mean'] + told['baseline_images']) / 1e6:.0f} million training images" in space
+    assert told["wall_h"]["mean"] == pytest.approx(48, abs=6)
 
 
 def test_speeds_that_were_given_or_measured_come_before_the_table(run, done):
