@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 
+from cedm_ray.evaluation import requests
+from cedm_ray.search import budget
 from cedm_ray.search.budget import GAMES, _play, plan_search
 from cedm_ray.search.plan import plan_trial
 from cedm_ray.search.rates import Rate
@@ -226,3 +228,8 @@ def test_a_checkpoint_is_as_large_as_was_counted(done):
 def test_a_cluster_without_room_for_a_trial_is_refused(tiny_space):
     with pytest.raises(ValueError, match="slots must be at least 1"):
         budget_of(space_with(tiny_space), slots=0)
+
+
+def test_the_sets_of_the_measurement_are_those_of_evaluate():
+    """The search may not import the room that measures."""
+    assert budget._SETS == requests.SETS
