@@ -51,7 +51,8 @@ def test_a_killed_trial_goes_on_from_its_newest_checkpoint_to_the_same_model(clu
     monkeypatch.setattr(tuning.DriverNews, "on_trial_result", told)
     run.run_study(study, space, BASELINE, address=None, show=show)
     ((before, checkpoint),) = killed
-    assert images[before] > checkpoint
+    # At a rung what is on record is said again first.
+    assert images[before] >= checkpoint
     assert any("goes on from its checkpoint" in text for text in notices(shown))
     assert study.failures() == {}
     again, expected = study.reports(UNCONDITIONAL), undisturbed.reports(UNCONDITIONAL)
