@@ -3,61 +3,24 @@
 Real Ray, real driver and records; where the work does not matter, a task's generator is replaced by one that waits.
 """
 
-import os
-import signal
 import threading
 import time
 
 import numpy as np
-import pytest
 import torch
 
-from cedm_ray import durable
-from cedm_ray.distributed import run, trainable, tuning
+from cedm_ray.distributed import run, trainable
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.goals import FitTask, Goal
-from cedm_ray.search.results import UNCONDITIONAL, Decision, Notice, Progress, TrialReport
-from cedm_ray.search.study import FitRecord, Study
+from cedm_ray.search.results import UNCONDITIONAL, Decision, Notice, TrialReport
+from cedm_ray.search.study import FitRecord
 
 BASELINE = Goal(kind="trial", num_clusters=None)
 
 
 def notices(shown):
     return [event.text for event in shown if isinstance(event, Notice)]
-
-
-def test_a_killed_trial_goes_on_from_its_newest_checkpoint_to_the_same_model(cluster, space, tmp_path, monkeypatch):
-    """Fault 3. The process is killed between two checkpoints, when one is there."""
-    space = space.model_copy(update={"checkpoints": space.checkpoints.model_copy(update={"every_kimg": 0.2})})
-    undisturbed, study = Study(tmp_path / "undisturbed"), Study(tmp_path / "study")
-    run.run_study(undisturbed, space, BASELINE, address=None, show=lambda event: None)
-    killed, images, shown = [], [], []
-
-    def show(event):
-        shown.append(event)
-        if isinstance(event, Progress) and event.task == UNCONDITIONAL and not event.ended:
-            images.append(event.done)
-            whole = durable.newest_checkpoint(study.checkpoints(UNCONDITIONAL))
-            if whole is not None and not killed:
-                killed.append((len(images), whole.manifest["images_seen"]))
-                os.kill(process[0], signal.SIGKILL)
-
-    def told(self, iteration, trials, trial, result, **info):
-        process[:] = [result["process"]] if "process" in result else process
-        on_result(self, iteration, trials, trial, result, **info)
-
-    process, on_result = [], tuning.DriverNews.on_trial_result
-    monkeypatch.setattr(tuning.DriverNews, "on_trial_result", told)
-    run.run_study(study, space, BASELINE, address=None, show=show)
-    ((before, checkpoint),) = killed
-    # At a rung what is on record is said again first.
-    assert images[before] >= checkpoint
-    assert any("goes on from its checkpoint" in text for text in notices(shown))
-    assert study.failures() == {}
-    again, expected = study.reports(UNCONDITIONAL), undisturbed.reports(UNCONDITIONAL)
-    assert [report.images_seen for report in again] == [report.images_seen for report in expected]
-    assert [report.distance for report in again] == pytest.approx([report.distance for report in expected], rel=1e-9)
 
 
 def starved(enough):
