@@ -1,4 +1,4 @@
-"""A head that is gone ends the command, one that is there does not. `test_machines.py` has the real one."""
+"""A head that is gone ends the command, one that is there does not."""
 
 import signal
 import socket
