@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cedm_ray.distributed import run
+from cedm_ray.distributed import run, trainable
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.search.goals import FitTask, Goal
 from cedm_ray.search.packing import Resources
@@ -101,7 +101,7 @@ def search(study: Study, space: SearchSpace, task: type[StudyTask]) -> float:
         if isinstance(event, Notice):
             print(f"  {event.text}", file=sys.stderr, flush=True)
 
-    run.StudyTask, run._keep_best = task, lambda *arguments: None
+    trainable.StudyTask, run._keep_best = task, lambda *arguments: None
     started = time.monotonic()
     run.run_study(study, space, Goal(kind="search"), address=None, show=show)
     return time.monotonic() - started
