@@ -175,17 +175,8 @@ def _run(driver: Driver, study: Study, cluster: Cluster, times: Times) -> Outcom
             study.write_fit(fit, name, {"labels": labels}, {"method": "temi"})
             driver.end(name)
             continue
-        report = TrialReport(
-            trial=name,
-            rung=rung,
-            images_seen=1000 * RUNGS_KIMG[rung],
-            distance=times.rung(task.num_clusters, rung)[2],
-            num_samples=8,
-            loss=None,
-            train_s=0.0,
-            evaluate_s=0.0,
-            skipped_steps=0,
-            collapsed=False,
+        report = TrialReport.played(
+            name, rung, times.rung(task.num_clusters, rung)[2], images_seen=1000 * RUNGS_KIMG[rung], num_samples=8
         )
         if driver.judge(report).status == "running":
             train(name, rung + 1, now)

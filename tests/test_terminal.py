@@ -267,18 +267,7 @@ def test_a_table_is_right_aligned_but_for_its_last_column(capsys):
 def trial(num_clusters, status, *distances, reason="trained", used=None, name=None):
     name = name or trial_name(num_clusters)
     reports = tuple(
-        TrialReport(
-            trial=name,
-            rung=rung,
-            images_seen=1000,
-            distance=distance,
-            num_samples=8,
-            loss=None,
-            train_s=0.0,
-            evaluate_s=0.0,
-            skipped_steps=0,
-            collapsed=False,
-        )
+        TrialReport.played(name, rung, distance, images_seen=1000, num_samples=8)
         for rung, distance in enumerate(distances)
     )
     return TrialResult(

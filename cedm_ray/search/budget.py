@@ -255,18 +255,7 @@ def _measurement(space: SearchSpace, trial: Plan) -> float:
 
 def _report(name: str, rung: int) -> TrialReport:
     """What a trial says at a rung: the smaller its C, the better."""
-    return TrialReport(
-        trial=name,
-        rung=rung,
-        images_seen=0,
-        distance=float(read_trial_name(name)[0] or 0),
-        num_samples=0,
-        loss=None,
-        train_s=0.0,
-        evaluate_s=0.0,
-        skipped_steps=0,
-        collapsed=False,
-    )
+    return TrialReport.played(name, rung, float(read_trial_name(name)[0] or 0), images_seen=0)
 
 
 def _span(values: Sequence[float]) -> Span:

@@ -120,6 +120,31 @@ class TrialReport:
     trained_images: int | None = None
     gpus: float | None = None
 
+    @classmethod
+    def played(
+        cls,
+        trial: str,
+        rung: int,
+        distance: float | None,
+        *,
+        images_seen: int,
+        num_samples: int = 0,
+        collapsed: bool = False,
+    ) -> "TrialReport":
+        """What a trial that nobody trains says, where a search is only played: it has a distance and took no time."""
+        return cls(
+            trial=trial,
+            rung=rung,
+            images_seen=images_seen,
+            distance=distance,
+            num_samples=num_samples,
+            loss=None,
+            train_s=0.0,
+            evaluate_s=0.0,
+            skipped_steps=0,
+            collapsed=collapsed,
+        )
+
     @property
     def images_per_s(self) -> float | None:
         """Of training alone, all workers together; None where it is not on record."""

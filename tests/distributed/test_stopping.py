@@ -102,15 +102,4 @@ def test_a_stopped_trial_frees_what_it_held_though_others_go_on(cluster, space, 
 
 
 def report(name):
-    return TrialReport(
-        trial=name,
-        rung=0,
-        images_seen=500,
-        distance=1.0,
-        num_samples=8,
-        loss=None,
-        train_s=0.0,
-        evaluate_s=0.0,
-        skipped_steps=0,
-        collapsed=False,
-    )
+    return TrialReport.played(name, 0, 1.0, images_seen=500, num_samples=8)

@@ -17,16 +17,12 @@ CONFIG = AshaConfig(rungs_kimg=RUNGS, reduction_factor=4)
 
 
 def report(trial, distance, rung=0, collapsed=False):
-    return TrialReport(
-        trial=trial if isinstance(trial, str) else trial_name(trial),
-        rung=rung,
+    return TrialReport.played(
+        trial if isinstance(trial, str) else trial_name(trial),
+        rung,
+        distance,
         images_seen=int(1000 * RUNGS[rung]),
-        distance=distance,
         num_samples=8,
-        loss=None,
-        train_s=0.0,
-        evaluate_s=0.0,
-        skipped_steps=0,
         collapsed=collapsed,
     )
 

@@ -47,17 +47,8 @@ def distance(name, rung, seed=0):
 
 
 def report(name, rung, value=None):
-    return TrialReport(
-        trial=name,
-        rung=rung,
-        images_seen=1000 * 2**rung,
-        distance=distance(name, rung) if value is None else value,
-        num_samples=8,
-        loss=None,
-        train_s=0.0,
-        evaluate_s=0.0,
-        skipped_steps=0,
-        collapsed=False,
+    return TrialReport.played(
+        name, rung, distance(name, rung) if value is None else value, images_seen=1000 * 2**rung, num_samples=8
     )
 
 

@@ -69,18 +69,7 @@ class Cluster:
         self.driver.end(name)
 
     def report(self, trial, distance, rung=0):
-        report = TrialReport(
-            trial=trial,
-            rung=rung,
-            images_seen=1000 * (rung + 1),
-            distance=distance,
-            num_samples=8,
-            loss=None,
-            train_s=0.0,
-            evaluate_s=0.0,
-            skipped_steps=0,
-            collapsed=False,
-        )
+        report = TrialReport.played(trial, rung, distance, images_seen=1000 * (rung + 1), num_samples=8)
         self.study.write_report(report)
         return self.driver.judge(report)
 
@@ -398,18 +387,7 @@ def test_an_overtaken_driver_writes_nothing_more(tmp_path):
         before = files()
         study.lock.unlink()
         study.lock.write_text('process 7 on elsewhere, started 2026-01-01T00:00:00+00:00\n{"mark": "x"}\n')
-        report = TrialReport(
-            trial=UNCONDITIONAL,
-            rung=0,
-            images_seen=1000,
-            distance=1.0,
-            num_samples=8,
-            loss=None,
-            train_s=0.0,
-            evaluate_s=0.0,
-            skipped_steps=0,
-            collapsed=False,
-        )
+        report = TrialReport.played(UNCONDITIONAL, 0, 1.0, images_seen=1000, num_samples=8)
         for write in (
             cluster.driver.next_task,
             lambda: cluster.driver.judge(report),

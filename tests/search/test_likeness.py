@@ -49,18 +49,7 @@ def files(study: Study, *patterns: str) -> dict[str, bytes]:
 def measured(num_clusters, *distances, name=None, seed=0):
     name = name or trial_name(num_clusters, seed)
     reports = tuple(
-        TrialReport(
-            trial=name,
-            rung=rung,
-            images_seen=1000 * (rung + 1),
-            distance=distance,
-            num_samples=8,
-            loss=None,
-            train_s=0.0,
-            evaluate_s=0.0,
-            skipped_steps=0,
-            collapsed=False,
-        )
+        TrialReport.played(name, rung, distance, images_seen=1000 * (rung + 1), num_samples=8)
         for rung, distance in enumerate(distances)
     )
     return TrialResult(

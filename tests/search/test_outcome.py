@@ -46,16 +46,12 @@ class ByHand:
 
     def trial(self, c, *distances, collapsed=False, undecided=False):
         for rung, distance in enumerate(distances):
-            report = TrialReport(
-                trial=trial_name(c),
-                rung=rung,
+            report = TrialReport.played(
+                trial_name(c),
+                rung,
+                distance,
                 images_seen=1000 * (rung + 1),
-                distance=distance,
                 num_samples=8,
-                loss=None,
-                train_s=0.0,
-                evaluate_s=0.0,
-                skipped_steps=0,
                 collapsed=collapsed and rung == len(distances) - 1,
             )
             self.study.write_report(report)

@@ -9,17 +9,8 @@ from cedm_ray.search.results import StudyResult, TrialReport, TrialResult, read_
 
 
 def report(rung, distance, collapsed=False):
-    return TrialReport(
-        trial="c00020",
-        rung=rung,
-        images_seen=1000 * (rung + 1),
-        distance=distance,
-        num_samples=8,
-        loss=None,
-        train_s=0.0,
-        evaluate_s=0.0,
-        skipped_steps=0,
-        collapsed=collapsed,
+    return TrialReport.played(
+        "c00020", rung, distance, images_seen=1000 * (rung + 1), num_samples=8, collapsed=collapsed
     )
 
 
