@@ -6,15 +6,7 @@ trials at a time, whose speeds differ by 10 %, and pauses, stops and resumes as 
 training images of conditional trials, the winner's 100 million included; the unconditional baseline and the clusterings
 are the same in both procedures and left out (`with_baseline` counts 100 million on both sides).
 
-The curves are not recordings of a GPU; they are drawn from published points, and each assumption stands in `FAMILIES`
-and `Curve`. FID(C) at 100 million images is a parabola in log2 C through the paper's points. CIFAR-100 has four of them
-(C = 20, 100, 200, 400: 2.93, 2.37, 2.31, 2.60). CIFAR-10 (1.73 at its minimum C = 100) and FFHQ-64 (minimum at C = 400)
-have too few, so each is drawn twice: flat, as wide as CIFAR-10's 10 classes say (1.81 against 1.67), and steep, as
-CIFAR-100; the worse counts. Before 100 million, FID is higher by 5 at 5 million, 2 at 10, 0.7 at 25 and 0.25 at 50,
-times an arm's own factor (standard deviation 5 %), and the minimum is displaced by -1, 0 or +1 octave at 5 million,
-which fades to nothing at 100. Noise: 1 % from the training seed, and 0.7 % from the evaluation with 50,000 images, more
-with fewer by the root of their number. Trials share their evaluation seeds, which couples that noise; here it is drawn
-independently, as the harder case.
+The curves are those of search_curves.py, drawn from published points and not recordings of a GPU.
 
 regret: FID of the chosen trial at 100 million, its own training noise included and without evaluation noise, over that
 of the best C of all, without noise, minus 1. `p_5_percent`: the share of seeds in which it is at most 5 %, in the worst
@@ -25,16 +17,15 @@ that is least, with the settings of search_spaces/cifar10.yaml, cifar100.yaml an
 import argparse
 import heapq
 import json
-import math
 import os
 import platform
 import time
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import yaml
+from search_curves import BUDGET, CIFAR10_GRID, DISPLACEMENTS, FAMILIES, Curve, Family
 
 from cedm_ray.clustering.bound import BoundConfig
 from cedm_ray.clustering.lower_bound import LowerBoundConfig
@@ -45,85 +36,8 @@ from cedm_ray.search.contest import Contest
 from cedm_ray.search.goals import FitTask, Goal, TrainTask
 from cedm_ray.search.results import TrialReport, read_trial_name
 
-BUDGET = 100.0
 NUM_IMAGES = 50_000
 SPACES = Path(__file__).parents[1] / "search_spaces"
-CIFAR10_GRID = (10, 34, 50, 100, 125, 150, 200, 250, 300, 350, 400, 500, 600, 800, 1000, 5000, 10000)
-DISPLACEMENTS = (-1.0, 0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Family:
-    """One data set. grid: how many C the release holds, all of which the paper's procedure trains. c_max: where the
-    search ends. best, level: the C of the minimum and its FID. widths: curvatures, relative per squared octave."""
-
-    space: str
-    grid: int
-    c_max: int
-    best: float
-    level: float
-    widths: tuple[float, ...]
-
-
-def _fitted() -> tuple[float, float, float]:
-    """CIFAR-100's (best C, its FID, relative curvature) by least squares through the four points."""
-    a, b, c = np.polyfit(np.log2([20, 100, 200, 400]), [2.93, 2.37, 2.31, 2.60], 2)
-    top = -b / (2 * a)
-    level = c - b * b / (4 * a)
-    return 2**top, level, a / level
-
-
-_BEST, _LEVEL, STEEP = _fitted()
-FLAT = (1.81 / 1.67 - 1) / math.log2(100 / 10) ** 2
-FAMILIES = {
-    "CIFAR-10": Family("cifar10", len(CIFAR10_GRID), 500, 100, 1.73, (FLAT, STEEP)),
-    "CIFAR-100": Family("cifar100", 11, 500, _BEST, _LEVEL, (STEEP,)),
-    # 2.09 at 200 million (Table 1), and some 5 % more at 100 as on CIFAR.
-    "FFHQ-64": Family("ffhq64", 22, 600, 400, 2.2, (FLAT, STEEP)),
-}
-
-
-@cache
-def excess(mimg: float) -> float:
-    """By how much FID is higher than at 100 million images."""
-    if mimg < 25:
-        return math.exp(np.interp(math.log(mimg), np.log([5, 10, 25]), np.log([5, 2, 0.7])))
-    # A power law through 0.7 at 25, 0 at 100 and 0.25 at 50 million; the last is EDM's own curve (2.19 less 1.94).
-    power = math.log2(0.7 / 0.25 - 1)
-    return 0.7 * (mimg**-power - BUDGET**-power) / (25**-power - BUDGET**-power)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The learning curves of one scenario. noise: factor on all noise, 1 = as measured. samples: of an evaluation."""
-
-    family: Family
-    width: float
-    displaced: float
-    noise: float
-    samples: int
-
-    def expected(self, num_clusters: int, mimg: float) -> float:
-        """FID at 100 million images of training at `num_clusters`, with the minimum where it seems to be at `mimg`."""
-        fade = math.log(BUDGET / mimg) / math.log(BUDGET / 5)
-        octaves = math.log2(num_clusters / self.family.best) - self.displaced * fade
-        return self.family.level * (1 + self.width * octaves**2)
-
-    def measured(self, seed: int, num_clusters: int, rung: int, mimg: float) -> float:
-        """What an evaluation says."""
-        arm, run, *evaluation = _draws(seed, num_clusters)
-        true = self.expected(num_clusters, mimg) + excess(mimg) * (1 + 0.05 * self.noise * arm)
-        error = 0.007 * self.noise * math.sqrt(50_000 / self.samples) * evaluation[rung]
-        return true * (1 + 0.01 * self.noise * run) * (1 + error)
-
-    def final(self, seed: int, num_clusters: int) -> float:
-        """What the trained model is worth."""
-        return self.expected(num_clusters, BUDGET) * (1 + 0.01 * self.noise * _draws(seed, num_clusters)[1])
-
-
-@cache
-def _draws(seed: int, num_clusters: int) -> tuple[float, ...]:
-    return tuple(np.random.default_rng([seed, num_clusters]).standard_normal(12).tolist())
 
 
 @dataclass(frozen=True)
@@ -196,17 +110,12 @@ def _begin(running, clock: float, order: int, task: TrainTask, rung: int, levels
 def _report(task: TrainTask, rung: int, mimg: float, curve: Curve, seed: int) -> TrialReport:
     # Where the baseline stands matters to nobody: it is neither stopped nor counted.
     clusters = task.num_clusters
-    return TrialReport(
-        trial=task.trial,
-        rung=rung,
+    return TrialReport.played(
+        task.trial,
+        rung,
+        99.0 if clusters is None else curve.measured(seed, clusters, rung, mimg),
         images_seen=round(mimg * 1e6),
-        distance=99.0 if clusters is None else curve.measured(seed, clusters, rung, mimg),
         num_samples=curve.samples,
-        loss=None,
-        train_s=0.0,
-        evaluate_s=0.0,
-        skipped_steps=0,
-        collapsed=False,
     )
 
 

@@ -115,12 +115,6 @@ def test_free_fits_are_used_for_the_doublings_ahead():
     assert plan.ask(free_fits=0, free_trials=5) is None
 
 
-def test_names_of_tasks():
-    assert FitTask(num_clusters=20, repeat=1).name == "c00020-r1"
-    assert TrainTask(num_clusters=20).name == "c00020"
-    assert TrainTask(num_clusters=None).name == "unconditional"
-
-
 def test_baseline_trains_while_the_bound_is_searched_and_only_where_a_search_is_the_goal():
     assert agenda("search").ask(free_fits=0, free_trials=1) == TrainTask(num_clusters=None)
     assert agenda("bound").ask(free_fits=0, free_trials=1) is None

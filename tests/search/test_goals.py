@@ -9,6 +9,8 @@ from cedm_ray.search.goals import FitTask, Goal, TrainTask
     ("task", "name"),
     [
         (FitTask(num_clusters=100, repeat=0), "c00100-r0"),
+        (FitTask(num_clusters=20, repeat=1), "c00020-r1"),
+        (TrainTask(num_clusters=20), "c00020"),
         (FitTask(num_clusters=100, repeat=2, lower=True), "c00100-lower-r2"),
         (TrainTask(num_clusters=None), "unconditional"),
         (TrainTask(num_clusters=None, features=True), "features"),
