@@ -87,7 +87,6 @@ class Driver:
         where another driver has overtaken this one."""
         if self.over:
             return None
-        self.study.confirm()
         cluster = self._cluster()
         room = Room(cluster)
         for _, held in self.live.values():
@@ -107,6 +106,8 @@ class Driver:
         if task is None:
             self._say_if_nothing_can_start(cluster)
             return None
+        # Only now: it reads a file on the study's storage, and this question is asked many times a second.
+        self.study.confirm()
         self._said_to_wait = False
         self.live[task.name] = (task, held)
         return task, held
