@@ -77,6 +77,9 @@ def run_study(
         if agenda.finished and not (goal.kind == "search" and _is_unfinished(study, space, images)):
             return images
         _import_meanwhile("cedm_ray.distributed.tuning", "cedm_ray.distributed.trainable")
+        if truth is not None:
+            # The first fit's line would wait for it, and the next fit for that.
+            _import_meanwhile("sklearn.metrics")
         with _on_cluster(study, address):
             total = cluster_resources()
             show(Notice(text=f"{len(images):,} images; Ray has {total.cpus:g} CPUs and {total.gpus:g} GPUs"))
