@@ -13,6 +13,7 @@ import torch
 
 from cedm_ray.clustering.assignment import ClusterAssignment
 from cedm_ray.clustering.assignment_file import from_labels, read_assignment
+from cedm_ray.clustering.kmeans import KMeansProgress
 from cedm_ray.clustering.zero_shot import PROMPTS, class_prompts, prompt_ensemble, zero_shot
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.distributed.run import run_features, run_images, run_other_features, run_study
@@ -21,7 +22,7 @@ from cedm_ray.features.extractors import open_text_encoder
 from cedm_ray.features.store import open_features
 from cedm_ray.search.clusterings import Clustering, fit_summary, fitted, keep_clustering, read_labels, summarize
 from cedm_ray.search.goals import FitTask, Goal
-from cedm_ray.search.results import Progress, Show
+from cedm_ray.search.results import Progress, Show, shown
 from cedm_ray.search.rivals import CLIP, CLIP_MODEL, KMEANS, LABELS, TEMI, Wanted, kmeans_of, short_digest
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
@@ -101,14 +102,14 @@ def _word(method: str) -> str:
 
 
 def _kmeans(study: Study, space: SearchSpace, key: str, num_clusters: int, show: Show) -> ClusterAssignment:
-    runs, task = kmeans_of(study, space, key, num_clusters), f"k-means {num_clusters}"
-    while True:
-        try:
-            step = next(runs)
-        except StopIteration as end:
-            show(Progress(task=task, done=1, total=1, unit="runs", ended=True))
-            return end.value
-        show(Progress(task=task, done=step.run, total=step.of, unit="runs", detail=f"inertia {step.inertia:.6g}"))
+    task = f"k-means {num_clusters}"
+
+    def run(step: KMeansProgress) -> Progress:
+        return Progress(task=task, done=step.run, total=step.of, unit="runs", detail=f"inertia {step.inertia:.6g}")
+
+    found = shown(kmeans_of(study, space, key, num_clusters), run, show)
+    show(Progress(task=task, done=1, total=1, unit="runs", ended=True))
+    return found
 
 
 def _pseudo_labels(study: Study, images: ImageSet, key: str, wanted: Wanted) -> ClusterAssignment:

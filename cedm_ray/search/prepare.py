@@ -11,10 +11,10 @@ from cedm_ray import durable
 from cedm_ray.clustering.neighbors import nearest_neighbors
 from cedm_ray.data.decoding import ImagesConfig
 from cedm_ray.data.image_set import ImageSet, open_image_set
-from cedm_ray.data.importing import import_images
+from cedm_ray.data.importing import ImportProgress, import_images
 from cedm_ray.data.sources import source_fingerprint
 from cedm_ray.errors import InputDataError
-from cedm_ray.search.results import Notice, Progress, Show
+from cedm_ray.search.results import Notice, Progress, Show, shown
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -37,16 +37,14 @@ def prepare_images(study: Study, space: SearchSpace, show: Show) -> ImageSet:
     return images
 
 
+def reading_images(step: ImportProgress) -> Progress:
+    """A step of whatever reads a source."""
+    return Progress(task="images", done=step.done, total=step.total, unit="images")
+
+
 def import_shown(config: ImagesConfig, folder: Path, show: Show) -> ImageSet:
     """`import_images` with its progress shown."""
-    steps = import_images(config, folder)
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            images = end.value
-            break
-        show(Progress(task="images", done=step.done, total=step.total, unit="images"))
+    images = shown(import_images(config, folder), reading_images, show)
     show(Progress(task="images", done=len(images), total=len(images), unit="images", ended=True))
     return images
 

@@ -5,10 +5,10 @@ distances in the detector's own units, lower is better; `images_seen` counts tra
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -94,6 +94,18 @@ class ClusteringSummary:
 
 Show = Callable[[Progress | Notice | ClusteringSummary], None]
 """What a driver tells the user through."""
+
+Taken, Found = TypeVar("Taken"), TypeVar("Found")
+
+
+def shown(steps: Generator[Taken, None, Found], told: Callable[[Taken], Progress], show: Show) -> Found:
+    """What a generator returns in the end; each of its steps is shown on the way, as `told` puts it."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            return end.value
+        show(told(step))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

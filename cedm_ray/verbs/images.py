@@ -45,18 +45,13 @@ def inspect_verb(path: str, sheet: Path | None, background: str, max_pixels: int
     """
     from cedm_ray import durable
     from cedm_ray.data.inspection import inspect_images
-    from cedm_ray.search.results import Progress
+    from cedm_ray.search.prepare import reading_images
+    from cedm_ray.search.results import shown
     from cedm_ray.terminal import Display
 
     steps = inspect_images(_config(source=path, background=background, max_pixels=max_pixels))
     with Display(quiet=quiet) as show:
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                found = end.value
-                break
-            show(Progress(task="images", done=step.done, total=step.total, unit="images"))
+        found = shown(steps, reading_images, show)
     if sheet is not None:
         if not found.samples:
             raise InputDataError(f"{path} has no good image for a contact sheet", mend="leave --sheet away")

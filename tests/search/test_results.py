@@ -1,11 +1,20 @@
 """What results say of themselves, by hand."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 
 from cedm_ray.clustering.bound import BoundResult
-from cedm_ray.search.results import StudyResult, TrialReport, TrialResult, read_trial_name, trial_name
+from cedm_ray.search.results import (
+    Progress,
+    StudyResult,
+    TrialReport,
+    TrialResult,
+    read_trial_name,
+    shown,
+    trial_name,
+)
 
 
 def report(rung, distance, collapsed=False):
@@ -86,3 +95,15 @@ def test_c_v_is_the_c_of_the_best_trial():
     assert study(None).trial("c00020").num_clusters == 20
     with pytest.raises(KeyError):
         study(None).trial("c00005")
+
+
+def test_what_a_generator_returns_comes_after_all_its_steps_were_shown():
+    def steps():
+        yield 1
+        yield 2
+        return "found"
+
+    seen = []
+    told = partial(Progress, task="x", total=2, unit="steps")
+    assert shown(steps(), lambda step: told(done=step), seen.append) == "found"
+    assert [progress.done for progress in seen] == [1, 2]
