@@ -7,7 +7,7 @@ from cedm_ray.search.agenda import Agenda
 from cedm_ray.search.asha import Asha
 from cedm_ray.search.contest import Contest
 from cedm_ray.search.goals import FitTask, Goal
-from cedm_ray.search.results import UNCONDITIONAL, StudyResult, TrialResult, read_trial_name
+from cedm_ray.search.results import UNCONDITIONAL, Decision, StudyResult, TrialResult, TrialStatus, read_trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -89,14 +89,7 @@ def _trial_result(study: Study, name: str, asha: Asha, fits, failures) -> TrialR
     num_clusters, seed = read_trial_name(name)
     fit_name = None if num_clusters is None else FitTask(num_clusters=num_clusters, repeat=0).name
     fit = fits.get(fit_name)
-    failure = failures.get(name, failures.get(fit_name))
-    newest = asha.newest.get(name)
-    if failure is not None:
-        status, reason = "failed", failure
-    elif newest is not None:
-        status, reason = newest.status, newest.reason
-    else:
-        status, reason = "running", "not yet at a rung"
+    status, reason = standing(asha.newest.get(name), failures.get(name, failures.get(fit_name)))
     if (last := failures.get(f"{name}-final")) is not None:
         reason = f"{reason}; training on from there failed: {last}"
     return TrialResult(
@@ -108,6 +101,13 @@ def _trial_result(study: Study, name: str, asha: Asha, fits, failures) -> TrialR
         reports=tuple(report for report in study.reports(name) if report.rung in judged),
         seed=seed,
     )
+
+
+def standing(newest: Decision | None, failure: str | None) -> tuple[TrialStatus, str]:
+    """How a trial stands, and why in words. newest: the decision that stands for it. failure: its own or its fit's."""
+    if failure is not None:
+        return "failed", failure
+    return ("running", "not yet at a rung") if newest is None else (newest.status, newest.reason)
 
 
 def _gain(best: TrialResult | None, baseline: TrialResult, full_rung: int) -> float | None:

@@ -16,7 +16,7 @@ from cedm_ray.data.image_set import open_image_set
 from cedm_ray.features.extractors import distance_name
 from cedm_ray.lock import Owner
 from cedm_ray.search.goals import FitTask, Goal
-from cedm_ray.search.outcome import restore
+from cedm_ray.search.outcome import restore, standing
 from cedm_ray.search.results import (
     TRIAL_PATTERN,
     UNCONDITIONAL,
@@ -173,17 +173,11 @@ def _trial(
     saved = study.images_saved(name)
     last = reports[-1] if reports else None
     seen = max(saved, last.images_seen if last else 0)
-    status = "running" if judged is None else judged.status
-    reason = "not yet at a rung" if judged is None else judged.reason
-    failure = failures.get(name, failures.get(first_fit))
-    if failure is not None:
-        state, reason = "failed", failure
-    elif status != "running":
-        state = status
-    elif not study.has_begun(name):
+    state, reason = standing(judged, failures.get(name, failures.get(first_fit)))
+    if state == "running" and not study.has_begun(name):
         state, reason = "waiting", "not begun"
-    else:
-        state = "running" if driven else "interrupted"
+    elif state == "running" and not driven:
+        state = "interrupted"
     return TrialStanding(
         trial=name,
         num_clusters=num_clusters,
