@@ -21,6 +21,7 @@ from ray.util import metrics as ray_metrics
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.goals import TrainTask
 from cedm_ray.search.results import TrialStatus
+from cedm_ray.search.study import FitRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +174,8 @@ class DriverMetrics(tune.Callback):
         self._spent: Tally[str] = Tally()
         self._phase: str | None = None
         metrics.set("cedm_alpha", driver.space.bound.alpha)
-        for fit in driver.study.fits():
-            self._tell_fit(fit)
+        for name, fit in driver.study.fits().items():
+            self._tell_fit(name, fit)
         for trial in driver.study.trials():
             for report in driver.study.reports(trial):
                 self._tell(trial, {"rung": report.rung, "images_seen": report.images_seen, "loss": report.loss})
@@ -222,7 +223,7 @@ class DriverMetrics(tune.Callback):
         fit = self.driver.study.fits().get(name)
         status = self._statuses().get(name)
         if fit is not None:
-            self._tell_fit(name)
+            self._tell_fit(name, fit)
         elif status is None or status in WASTED:
             self.metrics.add("cedm_wasted_gpu_seconds", self._spent[name])
         self.metrics.set("cedm_gpus", 0.0, trial=name)
@@ -247,8 +248,7 @@ class DriverMetrics(tune.Callback):
             if result.get(key) is not None:
                 self.metrics.set(metric, float(result[key]), trial=name)
 
-    def _tell_fit(self, name: str) -> None:
-        fit = self.driver.study.fits()[name]
+    def _tell_fit(self, name: str, fit: FitRecord) -> None:
         utilization = fit.num_used / fit.num_clusters
         self.metrics.set("cedm_utilization", utilization, trial=name, num_clusters=str(fit.num_clusters))
 
