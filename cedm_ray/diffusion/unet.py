@@ -130,7 +130,25 @@ class _Norm(nn.GroupNorm):
         super().__init__(min(32, channels // 4), channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Group normalization of x [B, C, H, W], with weight and bias [C], in steps that a compiler fuses.
+
+    torch's own brings the channels to the front on a GPU, there and back at every layer. Here sums run over the pixels
+    of each channel, in float32, which reads memory in its order where the channels lie last; groups are formed of them.
+    """
+    values = x.float()
+    groups = num_groups, -1
+    mean = values.mean(dim=(2, 3)).unflatten(1, groups)
+    square = values.square().mean(dim=(2, 3)).unflatten(1, groups)
+    mean, square = mean.mean(dim=2, keepdim=True), square.mean(dim=2, keepdim=True)
+    scale = weight.unflatten(0, groups) * (square - mean.square()).clamp_min(0).add(eps).rsqrt()
+    shift = bias.unflatten(0, groups) - mean * scale
+    return (values * scale.flatten(1)[:, :, None, None] + shift.flatten(1)[:, :, None, None]).to(x.dtype)
 
 
 class _Attention(nn.Module):
@@ -174,8 +192,14 @@ class _Block(nn.Module):
         self.shortcut = _Conv(in_channels, out_channels, 1) if in_channels != out_channels or up or down else None
         self.attention = _Attention(out_channels) if attention else None
 
-    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-        """x [B, in_channels, S, S] and the block's share of the embedding, [B, out_channels, 1, 1]."""
+    def forward(self, x: Tensor, shift: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x [B, in_channels, S, S] and the block's share of the embedding, [B, out_channels, 1, 1].
+
+        skip: what comes from the encoder, the last of the in_channels. It is joined here and not before, so that a
+        compiled block gives x and skip a gradient each; slices of one would have to be copied into their own memory.
+        """
+        if skip is not None:
+            x = torch.cat((x, skip), dim=1)
         h = F.silu(self.norm0(x))
         if self.down:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
@@ -279,6 +303,10 @@ class UNet(nn.Module):
         """The residual blocks in the order of the computation."""
         return [*self.encoder, *self.middle, *self.decoder]
 
+    def compilable(self) -> list[nn.Module]:
+        """What is worth compiling, each part by itself: the blocks, and the normalization after them."""
+        return [*self.blocks(), self.norm_out]
+
     def arrange(self, device: torch.device) -> "UNet":
         """Move to the device, weights and activations with the channels last; returns itself.
 
@@ -326,7 +354,7 @@ class UNet(nn.Module):
         for block in self.middle:
             x = block(x, next(shifts))
         for block in self.decoder:
-            x = block(x if block.up else torch.cat((x, skips.pop()), dim=1), next(shifts))
+            x = block(x, next(shifts), None if block.up else skips.pop())
         return self.conv_out(F.silu(self.norm_out(x)))
 
     def _embed(self, c_noise: Tensor, conditions: Tensor | None, augment_labels: Tensor | None) -> Tensor:

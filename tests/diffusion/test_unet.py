@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from cedm_ray.diffusion.edm import Denoiser, EDMConfig
-from cedm_ray.diffusion.unet import UNet, UNetConfig, position_embedding
+from cedm_ray.diffusion.unet import UNet, UNetConfig, group_norm, position_embedding
 
 TINY = UNetConfig(model_channels=16, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(4,), dropout=0.1)
 
@@ -206,6 +206,27 @@ def test_resampling_block_equals_its_form_with_box_filters(direction):
     assert block.down == (direction == "down")
     assert block.up == (direction == "up")
     torch.testing.assert_close(block(x, shift), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_for_a_compiler_equals_that_of_torch_with_its_gradients():
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(3, 16, 6, 5, generator=generator) * 2 + 1).requires_grad_()
+    weight, bias = (torch.randn(16, generator=generator).requires_grad_() for _ in range(2))
+    upstream = torch.randn(3, 16, 6, 5, generator=generator)
+    got, expected = group_norm(x, 4, weight, bias, 1e-6), F.group_norm(x, 4, weight, bias, 1e-6)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    pairs = (torch.autograd.grad(normed, (x, weight, bias), upstream) for normed in (got, expected))
+    for ours, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)
+    assert group_norm(x.bfloat16(), 4, weight, bias, 1e-6).dtype == torch.bfloat16
+
+
+def test_a_decoder_block_joins_what_comes_from_the_encoder():
+    net = _randomized(UNet(TINY, 8, 0, 0))
+    block, generator = net.decoder[0], torch.Generator().manual_seed(0)
+    x = torch.randn(2, block.conv0.in_channels, 4, 4, generator=generator)
+    shift = torch.randn(2, block.conv0.out_channels, 1, 1, generator=generator)
+    torch.testing.assert_close(block(x[:, :24], shift, x[:, 24:]), block(x, shift), rtol=0, atol=0)
 
 
 def test_absent_augmentation_labels_equal_zeros():
