@@ -68,16 +68,20 @@ def whole_fit(data, num_clusters, config, until):
     return now(data.device) - start, last.epoch, last.num_used, last.loss
 
 
-def side_by_side(data, config, clusters, until):
-    """(seconds, epochs done of each) of several fits that take turns."""
+def side_by_side(data, config, clusters, epochs, until):
+    """(seconds of the first epochs, compiling included; seconds of the others; epochs done of each) of several fits
+    that take turns."""
     start = now(data.device)
     fits = [fit_temi(data, num_clusters, config, seed=0) for num_clusters in clusters]
-    for epoch in range(config.epochs):
-        if time.perf_counter() > until:
-            return now(data.device) - start, epoch
+    for fit in fits:
+        next(fit)
+    begun = now(data.device)
+    done = 1
+    while done < epochs and time.perf_counter() < until:
         for fit in fits:
             next(fit)
-    return now(data.device) - start, config.epochs
+        done += 1
+    return begun - start, now(data.device) - begun, done
 
 
 def main():
@@ -85,7 +89,8 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--clusters", type=int, default=400, help="C")
     parser.add_argument("--precision", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--compile", action="store_true", help="compile our loss")
+    parser.add_argument("--no-compile", action="store_true", help="our step without torch.compile")
+    parser.add_argument("--search-epochs", type=int, help="of the eight fits; the rest is extrapolated; default: all")
     parser.add_argument("--loop-steps", type=int, default=200)
     parser.add_argument("--limit", type=float, default=530, help="seconds that all of it may take")
     parser.add_argument("--small", action="store_true")
@@ -98,7 +103,9 @@ def main():
     loop_steps = 5 if arguments.small else arguments.loop_steps
     base = TemiConfig(**SMALL) if arguments.small else TemiConfig(preset="paper")
     configs = {
-        name: TemiConfig.model_validate({**base.model_dump(), "precision": name, "compile": arguments.compile})
+        name: TemiConfig.model_validate(
+            {**base.model_dump(), "precision": name, "compile": False if arguments.no_compile else None}
+        )
         for name in arguments.precision
     }
     steps = num_images // base.batch_size * base.epochs
@@ -133,12 +140,14 @@ def main():
         print(f"{name}: {report['fits'][name]}")
         if name == arguments.precision[0]:
             report["ratio"] = report["fits"][name]["ratio"]
-            seconds, epochs = side_by_side(data, config, search, until - 60)
+            epochs = min(arguments.search_epochs or config.epochs, config.epochs)
+            first, others, epochs = side_by_side(data, config, search, epochs, until - 60)
             report["eight_fits"] = {
                 "clusters": search,
-                "seconds": round(seconds, 1),
+                "first_epochs_s": round(first, 1),
+                "other_epochs_s": round(others, 1),
                 "epochs_done": epochs,
-                "seconds_for_all_epochs": round(seconds * config.epochs / epochs, 1) if epochs else None,
+                "all_epochs_s": round(first + others * (config.epochs - 1) / (epochs - 1), 1) if epochs > 1 else None,
             }
             print(f"eight fits side by side: {report['eight_fits']}")
     report["seconds"] = round(time.perf_counter() - started, 1)

@@ -18,7 +18,7 @@ from temi_loop import Loop
 
 from cedm_ray.clustering.plan import assignment_rows, peak_bytes, plan_work
 from cedm_ray.clustering.recipe import TemiConfig
-from cedm_ray.clustering.training import TemiTraining
+from cedm_ray.clustering.training import new_training
 
 IN_FEATURES, BATCH, STEPS = 768, 512, 2
 
@@ -36,13 +36,13 @@ def measure(side, num_clusters, budget):
     rows = torch.randn(2 * BATCH * STEPS, IN_FEATURES)
     # A first, tiny training loads libraries and modules, which are the process's and not the fit's.
     tiny = TemiConfig(num_heads=1, hidden=8, bottleneck=4)
-    TemiTraining(IN_FEATURES, 2, tiny, batch=2, seed=0, device="cpu").step(rows[:4], 1e-4)
+    new_training(IN_FEATURES, 2, tiny, batch=2, seed=0, device="cpu").step(rows[:4], 1e-4)
     Loop.new(IN_FEATURES, 2, tiny, seed=0, device="cpu").step(rows[:4], 1e-4)
     before = resident_bytes("VmRSS")
     if side == "loop":
         training = Loop.new(IN_FEATURES, num_clusters, config, seed=0, device="cpu")
     else:
-        training = TemiTraining(IN_FEATURES, num_clusters, config, batch=BATCH, seed=0, device="cpu")
+        training = new_training(IN_FEATURES, num_clusters, config, batch=BATCH, seed=0, device="cpu")
     for x in rows.chunk(STEPS):
         training.step(x, 1e-4)
     if side == "ours":

@@ -17,14 +17,14 @@ import torch
 from temi_loop import Loop
 
 from cedm_ray.clustering.recipe import TemiConfig
-from cedm_ray.clustering.training import TemiTraining
+from cedm_ray.clustering.training import new_training
 
 BATCH, IN_FEATURES = 512, 768
 
 
 def compare(num_clusters, config, rounds):
     """Both sides in turns; what was measured."""
-    ours = TemiTraining(IN_FEATURES, num_clusters, config, batch=BATCH, seed=0, device="cpu")
+    ours = new_training(IN_FEATURES, num_clusters, config, batch=BATCH, seed=0, device="cpu")
     loop = Loop(ours.student, config)
     generator = torch.Generator().manual_seed(0)
     seconds = {"loop": [], "ours": []}

@@ -34,8 +34,9 @@ class TemiConfig(Config):
     None = on a CPU as many as stay in its cache, on a GPU all. memory_budget_gib: the most GiB that the work tensors
     of a step may take, which parameters, optimizer and features are not among; the head group shrinks to fit, then the
     teacher's logits are computed twice instead of kept, then the rows of the loss are taken in tiles; None = no limit.
-    compile: whether the loss is compiled by torch.compile, which takes a C++ compiler (CPU) or Triton (GPU) and some
-    seconds at the start.
+    compile: whether torch.compile makes one program of a step of all heads, which takes a C++ compiler (CPU) or Triton
+    (GPU) and some seconds at the start; None = on CUDA devices. A step that head_group or the budget cut into pieces is
+    worked out piece by piece all the same.
     """
 
     preset: Literal["paper", "paper_literal"] = "paper"
@@ -59,7 +60,7 @@ class TemiConfig(Config):
     precision: Precision = "float32"
     head_group: int | None = Field(default=None, ge=1)
     memory_budget_gib: float | None = Field(default=None, gt=0)
-    compile: bool = False
+    compile: bool | None = None
 
     @model_validator(mode="before")
     @classmethod

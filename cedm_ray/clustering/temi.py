@@ -16,7 +16,7 @@ from cedm_ray.clustering.heads import Heads
 from cedm_ray.clustering.pairs import TemiData, draw_pairs
 from cedm_ray.clustering.plan import assignment_rows
 from cedm_ray.clustering.recipe import TemiConfig, learning_rate
-from cedm_ray.clustering.training import TemiTraining, random_stream
+from cedm_ray.clustering.training import new_training, random_stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def fit_temi(
     device = data.device
     batch = min(config.batch_size, num_images)
     steps = max(1, num_images // batch)
-    training = TemiTraining(data.rows.shape[1], num_clusters, config, batch=batch, seed=seed, device=device)
+    training = new_training(data.rows.shape[1], num_clusters, config, batch=batch, seed=seed, device=device)
     for epoch in range(config.epochs):
         training.set_last_layer_trained(epoch >= config.freeze_last_layer_epochs)
         pairs = draw_pairs(data.partners, stream=random_stream(seed, 1, epoch))[: steps * batch].view(steps, 2 * batch)
@@ -98,7 +98,7 @@ def fit_temi(
             epochs=config.epochs,
             loss=float(head_losses.mean()),
             learning_rate=rate,
-            num_used=len(np.unique(labels)),
+            num_used=int(np.count_nonzero(np.bincount(labels, minlength=num_clusters))),
             marginal_entropy=torch.special.entr(training.marginal[best].double()).sum().item(),
         )
     state = training.teacher.state_dict()

@@ -9,44 +9,41 @@ import copy
 import numpy as np
 import torch
 
+from cedm_ray.clustering.fused import FusedTraining
 from cedm_ray.clustering.head_group import GroupBuffers, HeadGroup
 from cedm_ray.clustering.heads import Heads
 from cedm_ray.clustering.objective import negative_log, student_tile, teacher_tile, updated_marginal
-from cedm_ray.clustering.plan import plan_work
+from cedm_ray.clustering.plan import WorkPlan, plan_work
 from cedm_ray.clustering.recipe import TemiConfig
+
+
+def new_training(
+    in_features: int, num_clusters: int, config: TemiConfig, *, batch: int, seed: int, device: str | torch.device
+) -> "TemiTraining | FusedTraining":
+    """A fit that has not begun, for steps of `batch` pairs, as `plan_work` says for the device."""
+    device = torch.device(device)
+    plan = plan_work(batch, in_features, num_clusters, config, device_type=device.type)
+    student = Heads(
+        config.num_heads,
+        in_features,
+        num_clusters,
+        hidden=config.hidden,
+        bottleneck=config.bottleneck,
+        generator=torch.Generator().manual_seed(random_stream(seed, 0)),
+    )
+    student = student.to(device).requires_grad_(False)
+    return FusedTraining(student, config) if plan.fused else TemiTraining(student, config, plan, batch=batch)
 
 
 class TemiTraining:
     """Student, teacher, marginal and optimizers of one fit, for steps of `batch` pairs."""
 
-    def __init__(
-        self,
-        in_features: int,
-        num_clusters: int,
-        config: TemiConfig,
-        *,
-        batch: int,
-        seed: int,
-        device: str | torch.device,
-    ) -> None:
-        device = torch.device(device)
-        plan = plan_work(batch, in_features, num_clusters, config, device_type=device.type)
-        student = Heads(
-            config.num_heads,
-            in_features,
-            num_clusters,
-            hidden=config.hidden,
-            bottleneck=config.bottleneck,
-            generator=torch.Generator().manual_seed(random_stream(seed, 0)),
-        )
+    def __init__(self, student: Heads, config: TemiConfig, plan: WorkPlan, *, batch: int) -> None:
+        num_clusters = student.gain.shape[1]
         self.config, self.plan = config, plan
-        self.student = student.to(device).requires_grad_(False)
-        self.teacher = copy.deepcopy(self.student)
-        self.marginal = torch.full((config.num_heads, num_clusters), 1 / num_clusters, device=device)
-        self._teacher_tile, self._student_tile = teacher_tile, student_tile
-        if config.compile:
-            self._teacher_tile = torch.compile(teacher_tile, dynamic=False)
-            self._student_tile = torch.compile(student_tile, dynamic=False)
+        self.student = student
+        self.teacher = copy.deepcopy(student)
+        self.marginal = torch.full((config.num_heads, num_clusters), 1 / num_clusters, device=student.gain.device)
         rows = 2 * batch
         self._tiles = [slice(start, min(start + plan.tile_rows, rows)) for start in range(0, rows, plan.tile_rows)]
         buffers = GroupBuffers(self.student, plan.head_group, rows, plan.tile_rows, tiles=2 if plan.keep_logits else 3)
@@ -114,7 +111,7 @@ class TemiTraining:
         mass = torch.zeros_like(self.marginal[heads])
         for tile in self._tiles:
             logits = self._teacher_logits(teacher, kept, teacher.unit, tile)
-            log_total[heads, tile], tile_mass, agreed = self._teacher_tile(logits, scratch[:, : logits.shape[1]])
+            log_total[heads, tile], tile_mass, agreed = teacher_tile(logits, scratch[:, : logits.shape[1]])
             mass += tile_mass
             agreement[tile.start // 2 : tile.stop // 2] += agreed.sum(dim=0)
         self.marginal[heads] = updated_marginal(self.marginal[heads], mass, len(x), self.config.marginal_momentum)
@@ -155,7 +152,7 @@ class TemiTraining:
                 target = self._teacher_logits(teacher, kept, kept, tile)
                 target.sub_(target.amax(dim=-1, keepdim=True))
             logits = student.logits(student.unit[:, tile], logits_buffer[:, :rows])
-            log_joint = self._student_tile(logits, target, bias, scratch[:, :rows], config.gamma)
+            log_joint = student_tile(logits, target, bias, scratch[:, :rows], config.gamma)
             student.backward_logits(logits, tile)
             losses -= (log_joint - config.gamma * log_total[heads, tile]) @ row_weight[tile]
         student.backward(x, gradient_weight)

@@ -5,7 +5,7 @@ import torch
 
 from cedm_ray.clustering.plan import WorkPlan, assignment_rows, peak_bytes, plan_work
 from cedm_ray.clustering.recipe import TemiConfig
-from cedm_ray.clustering.training import TemiTraining
+from cedm_ray.clustering.training import new_training
 
 GIB = 2**30
 
@@ -13,7 +13,7 @@ GIB = 2**30
 @pytest.mark.parametrize("update", [{}, {"head_group": 3}, {"head_group": 1, "memory_budget_gib": 0.0017}])
 def test_the_work_tensors_are_as_large_as_planned(update):
     config = TemiConfig(num_heads=7, hidden=32, bottleneck=16, **update)
-    training = TemiTraining(24, 500, config, batch=64, seed=0, device="cpu")
+    training = new_training(24, 500, config, batch=64, seed=0, device="cpu")
     tensors = [training._kept]
     if training._teacher_weight is not None:
         tensors.append(training._teacher_weight)
@@ -73,5 +73,5 @@ def test_an_assignment_tile_shrinks_where_there_are_many_clusters():
 
 
 def test_the_plan_is_for_the_rows_of_the_training():
-    training = TemiTraining(4, 3, TemiConfig(num_heads=2, hidden=4, bottleneck=2), batch=5, seed=0, device="cpu")
+    training = new_training(4, 3, TemiConfig(num_heads=2, hidden=4, bottleneck=2), batch=5, seed=0, device="cpu")
     assert training.step(torch.ones(10, 4), 0.0).shape == (2,)

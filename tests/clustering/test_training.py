@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cedm_ray.clustering.fused import FusedTraining
 from cedm_ray.clustering.plan import plan_work
 from cedm_ray.clustering.recipe import TemiConfig
-from cedm_ray.clustering.training import TemiTraining
+from cedm_ray.clustering.training import TemiTraining, new_training
 
 SHAPE = {"in_features": 6, "num_clusters": 300}
 CONFIG = TemiConfig(num_heads=5, hidden=16, bottleneck=8)
@@ -14,7 +15,7 @@ CONFIG = TemiConfig(num_heads=5, hidden=16, bottleneck=8)
 
 def train(config, steps=4, batch=20):
     """Losses of all steps [steps, H], and the training."""
-    training = TemiTraining(**SHAPE, config=config, batch=batch, seed=0, device="cpu")
+    training = new_training(**SHAPE, config=config, batch=batch, seed=0, device="cpu")
     generator = torch.Generator().manual_seed(1)
     losses = [training.step(torch.randn(2 * batch, 6, generator=generator), 1e-2) for _ in range(steps)]
     return torch.stack(losses), training
@@ -54,15 +55,6 @@ def test_logits_computed_again_are_the_same_bits():
     assert torch.equal(kept, again)
 
 
-def test_a_compiled_loss_is_the_same_loss(monkeypatch):
-    # The default backend takes a C++ compiler and a minute; the capture of the functions is the same with this one.
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **how: compile_(function, backend="aot_eager", **how))
-    expected, _ = train(CONFIG, steps=2)
-    losses, _ = train(CONFIG.model_copy(update={"compile": True}), steps=2)
-    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-7)
-
-
 class CountOperations(TorchDispatchMode):
     """Counts what a device would be asked to run: all but views, and tensors that are only taken."""
 
@@ -81,7 +73,7 @@ class CountOperations(TorchDispatchMode):
 @pytest.mark.parametrize("update", [{}, {"precision": "bfloat16"}])
 def test_a_step_of_all_heads_at_once_takes_at_most_150_device_operations(update):
     config = TemiConfig(num_heads=50, hidden=8, bottleneck=4, head_group=50, **update)
-    training = TemiTraining(6, 10, config, batch=4, seed=0, device="cpu")
+    training = new_training(6, 10, config, batch=4, seed=0, device="cpu")
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
     training.step(x, 1e-4)
     with CountOperations() as count:
@@ -90,5 +82,11 @@ def test_a_step_of_all_heads_at_once_takes_at_most_150_device_operations(update)
     assert len(count.names) <= 150, sorted(count.names)
 
 
-def test_on_a_gpu_all_heads_are_one_group():
-    assert plan_work(512, 768, 400, TemiConfig(), device_type="cuda").head_group == 50
+def test_on_a_gpu_all_heads_are_one_function_unless_the_space_says_otherwise():
+    assert plan_work(512, 768, 400, TemiConfig(), device_type="cuda").fused
+    assert not plan_work(512, 768, 400, TemiConfig(), device_type="cpu").fused
+    for update in ({"compile": False}, {"head_group": 10}, {"memory_budget_gib": 0.2}):
+        assert not plan_work(512, 768, 400, TemiConfig(**update), device_type="cuda").fused
+    assert isinstance(new_training(6, 10, CONFIG, batch=4, seed=0, device="cpu"), TemiTraining)
+    compiled = CONFIG.model_copy(update={"compile": True})
+    assert isinstance(new_training(6, 10, compiled, batch=4, seed=0, device="cpu"), FusedTraining)
