@@ -74,10 +74,12 @@ def _attempt(parts: list[nn.Module], run: Callable[[], object]) -> str | None:
     """Compile the parts by running them; the first line of what was raised, None if nothing."""
     # Here, because it takes seconds to import and most processes never compile.
     from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
 
     dynamo.recompile_limit = max(dynamo.recompile_limit, KINDS)
     try:
-        with warnings.catch_warnings():
+        # Without trying out block sizes: what lies between the convolutions is bound by memory whatever they are.
+        with warnings.catch_warnings(), inductor.patch({"triton.autotune_pointwise": False}):
             # The compiler looks at gradients of what has none, and torch warns of that; it is nobody's concern.
             warnings.simplefilter("ignore")
             for part in parts:

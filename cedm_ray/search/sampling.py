@@ -153,7 +153,7 @@ def settle_job(
             "model": _identity(checkpoint),
             "guide": None if found is None else _identity(found),
             "condition": str(condition),
-            "sampling": config.model_dump(mode="json", exclude={"batch_size"}),
+            "sampling": config.model_dump(mode="json", exclude={"batch_size", "compile"}),
             "min_confidence": min_confidence,
             "max_tries": None if min_confidence is None else max_tries,
         },

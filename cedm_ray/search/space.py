@@ -118,7 +118,8 @@ class SearchSpace(Config):
         del plain["lower_bound"], plain["kmeans"], plain["finals"]["evaluate"]
         for key in ("preset", "head_group", "memory_budget_gib", "compile"):
             del plain["clustering"][key]
-        del plain["training"]["microbatch"], plain["training"]["compile"], plain["sampling"]["batch_size"]
+        del plain["training"]["microbatch"], plain["training"]["compile"]
+        del plain["sampling"]["batch_size"], plain["sampling"]["compile"]
         return plain
 
     @classmethod

@@ -57,7 +57,8 @@ def test_the_very_network_on_the_very_gpu_is_the_published_figure(gpu, flops, im
 
 def test_published_figures_are_the_days_that_were_published():
     """200 million images in so many days of so many GPUs."""
-    for rate, (days, gpus) in zip(PUBLISHED_RATES, [(1, 4), (2, 4), (2, 8), (4, 8)], strict=True):
+    by_days = [rate for rate in PUBLISHED_RATES if "days of" in rate.source or "day of" in rate.source]
+    for rate, (days, gpus) in zip(by_days, [(1, 4), (2, 4), (2, 8), (4, 8)], strict=True):
         assert rate.images_per_s == pytest.approx(200e6 / (days * 86400 * gpus), rel=0.01)
 
 
@@ -69,7 +70,7 @@ def test_another_network_is_an_estimate_by_operations():
 
 def test_another_gpu_is_an_estimate_by_its_peak():
     """performance.md 2.4 has 23.6 % of an A100's peak for CIFAR-10, and 1,864 images/s of an H200 at 30 %."""
-    rate = rate_of("NVIDIA H200", CIFAR)
+    rate = rate_of("NVIDIA H100 80GB HBM3", CIFAR)
     assert rate.images_per_s == pytest.approx(1864 * 23.6 / 30, rel=0.01)
     assert "23.6%" in rate.source
     assert "estimate" in rate.source
