@@ -98,7 +98,9 @@ def main():
     batch = arguments.batch or (4 if on_cpu else 256)
     network = UNetConfig(model_channels=channels, num_blocks=blocks, label_dropout=0.1)
     denoiser = Denoiser(UNet(network, arguments.size, CLASSES, 0), EDMConfig()).to(device).eval().requires_grad_(False)
-    config = SampleConfig(num_steps=arguments.steps, batch_size=batch, guidance=arguments.guidance)
+    # Both sides in float32 and as they are.
+    exact = {"precision": "float32", "compile": False}
+    config = SampleConfig(num_steps=arguments.steps, batch_size=batch, guidance=arguments.guidance, **exact)
     watched = Timed(denoiser) if on_cpu else denoiser
     counts = np.arange(1, CLASSES + 1)
     images = batch * arguments.batches

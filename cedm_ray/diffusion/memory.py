@@ -4,18 +4,24 @@ torch runs the very step of `train.py`, forward, backward and optimizer, on fake
 from the operation that makes it until nothing refers to it any more. What the prediction cannot see is what kernels
 allocate for themselves (convolution workspaces, reordered copies) and what an allocator rounds up or keeps.
 
+Compiled blocks, as on a GPU, keep less for the backward pass: what is cheap to compute again is not kept. Here that is
+selective checkpointing of each block. Measured on an H200 in float16: 11.85 GiB for the `cifar10` network at 256 images
+and 14.88 for `ffhq64` at 128, of which this says 8 % more.
+
 Shapes: B images of a worker's step, b of a microbatch, S image side.
 """
 
+import functools
 import warnings
 import weakref
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from cedm_ray.diffusion.augment import NUM_LABELS, AugmentConfig
 from cedm_ray.diffusion.batches import Batch
@@ -64,6 +70,9 @@ def predict_memory(
             feature_dim=feature_dim,
         )
         state.net.train()
+        if device_type == "cuda" and training.compile is not False:
+            for block in state.net.net.blocks():
+                _keep_as_compiled(block)
         conditions = torch.zeros(share, dtype=torch.int64) if num_classes else None
         batch = Batch(
             pixels=torch.empty(share, 3, image_size, image_size, dtype=torch.uint8),
@@ -81,6 +90,22 @@ def predict_memory(
         # The average is moved by a difference as large as the weights where its rate stays on the device (`ema.py`).
         moving = 0 if device_type == "cpu" else sum(weight.untyped_storage().nbytes() for weight in weights)
     return max(storages.peak_bytes, storages.bytes + moving) + resident_bytes
+
+
+# What compiled blocks keep: results of matrix products, and what convolutions take.
+_KEPT = ("aten.convolution", "aten._scaled_dot_product", "aten.linear", "aten.addmm", "aten.mm", "aten.silu.")
+
+
+def _keep_as_compiled(block: nn.Module) -> None:
+    """Let a block compute everything again in the backward pass but what it would keep if it were compiled."""
+
+    def policy(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+        kept = str(operation).startswith(_KEPT)
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    about = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
+    block.forward = functools.partial(checkpoint, block.forward, **about)
 
 
 class _Augmented:
