@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from cedm_ray.data.decoding import printable
 from cedm_ray.search.results import UNCONDITIONAL, ClusteringSummary, Notice, StudyResult, TrialResult, read_trial_name
 from cedm_ray.search.results import Progress as Step
+from cedm_ray.search.settings import last_words, told
+from cedm_ray.search.settings import shown as value_shown
 
 LINE_EVERY_S = 30.0
 """How often a log hears of a task, where no more run at once than TASKS_OF_A_LOG; of more, less often in proportion."""
@@ -232,28 +234,31 @@ def print_result(result: StudyResult) -> None:
     print(result.bound.reason)
     print()
     levels = [f"{level:g} kimg" for level in result.rungs_kimg]
-    columns = ["C", "C^u", "r_C", *levels, "how it ended"]
+    searched = list(dict.fromkeys(path for trial in result.trials for path in trial.settings))
+    columns = ["C", *map(last_words(searched).get, searched), "C^u", "r_C", *levels, "how it ended"]
     title = f"{result.metric} of {result.num_samples:,} samples at"
-    print_table(title, columns, [_row(result, trial) for trial in result.trials])
+    print_table(title, columns, [_row(result, trial, searched) for trial in result.trials])
     print()
     print(answer(result))
 
 
-def _row(result: StudyResult, trial: TrialResult) -> list[object]:
+def _row(result: StudyResult, trial: TrialResult, searched: Sequence[str]) -> list[object]:
     utilization = None if trial.utilization is None else f"{trial.utilization:.3f}"
     by_rung = {report.rung: report.distance for report in trial.reports}
     distances = [by_rung.get(rung) for rung in range(len(result.rungs_kimg))]
     mark = "  <- C_V" if trial.trial == result.best else ""
     shown = [None if distance is None else f"{distance:.4g}" for distance in distances]
-    return [trial_label(trial.trial), trial.num_used, utilization, *shown, trial.reason + mark]
+    settings = [value_shown(trial.settings[path]) if path in trial.settings else None for path in searched]
+    return [trial_label(trial.trial), *settings, trial.num_used, utilization, *shown, trial.reason + mark]
 
 
 def trial_label(trial: str) -> str:
-    """A trial as tables call it, by its name: `none` for the baseline, `features`, its C, its C with a further seed."""
-    num_clusters, seed = read_trial_name(trial)
+    """A trial as tables call it, by its name: `none` for the baseline, `features`, its C, its C with the number of the
+    proposal, with a further seed."""
+    num_clusters, seed, proposal = read_trial_name(trial)
     if num_clusters is None:
         return "none" if trial == UNCONDITIONAL else trial
-    return f"{num_clusters} seed {seed}" if seed else str(num_clusters)
+    return f"{num_clusters}" + (f" p{proposal}" if proposal else "") + (f" seed {seed}" if seed else "")
 
 
 def answer(result: StudyResult) -> str:
@@ -262,7 +267,8 @@ def answer(result: StudyResult) -> str:
         return "C_V was not found: no trial inside the bound has a usable distance at the full budget yet."
     best = result.trial(result.best)
     shown = result.compared(best)
-    text = f"C_V = {best.num_clusters}: {result.metric} {shown.distance:.4g}"
+    having = f" with {told(best.settings)}" if best.settings else ""
+    text = f"C_V = {best.num_clusters}{having}: {result.metric} {shown.distance:.4g}"
     if result.gain is None:
         return text + "; there is no unconditional model of the same budget to compare with."
     direction = "lower" if result.gain > 0 else "higher"

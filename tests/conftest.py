@@ -1,5 +1,6 @@
 """A tiny real study without Ray: the loop in `drive` plays the cluster, which proves that the core needs none."""
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -110,8 +111,7 @@ def open_task(study: Study, space: SearchSpace, task: Task) -> Iterator:
     """The generator that does a task."""
     if isinstance(task, FitTask):
         return run_fit(study, space, task, device="cpu")
-    about = {"features": task.features, "seed": task.seed, "final": task.final}
-    return run_trial(study, space, task.num_clusters, device="cpu", **about)
+    return run_trial(study, space, device="cpu", **dataclasses.asdict(task))
 
 
 def drive(
@@ -134,7 +134,7 @@ def drive(
     running: dict[str, Iterator] = {}
     while not driver.finished:
         while (found := driver.next_task()) is not None:
-            running[found[0].name] = open_task(study, space, found[0])
+            running[found[0].name] = open_task(study, driver.space_for(found[0]), found[0])
         assert running, "nothing runs, nothing is asked for, and the search is not finished"
         for name, events in list(running.items()):
             if steps is not None:

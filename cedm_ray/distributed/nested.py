@@ -8,6 +8,7 @@ are used, `ControllerCallback` and `_create_default_callbacks`: Ray's minor vers
 """
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -114,8 +115,7 @@ def _work(config: dict[str, Any]) -> None:
         device = str(get_device())
         torch.cuda.set_device(device)
     try:
-        about = {"features": task.features, "seed": task.seed, "final": task.final}
-        for event in run_trial(study, space, task.num_clusters, device=device, **about):
+        for event in run_trial(study, space, device=device, **dataclasses.asdict(task)):
             if first:
                 config["queue"].put(("said", event))
     except (CedmError, ValueError, ArithmeticError) as error:

@@ -10,11 +10,14 @@ from cedm_ray.features.extractors import absolute_spec
 from cedm_ray.search.goals import FitTask, Task, TrainTask
 from cedm_ray.search.packing import Resources
 from cedm_ray.search.results import trial_name
+from cedm_ray.search.settings import frozen
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
 NODE_LABEL = "ray.io/node-id"
 """Ray labels every machine with its id by itself, so that no custom resource is needed to place a task."""
+
+_OF_TRIALS = ("features", "seed", "final", "proposal")
 
 
 def task_config(study: Study, space: SearchSpace, task: Task, held: Resources) -> dict[str, Any]:
@@ -23,6 +26,7 @@ def task_config(study: Study, space: SearchSpace, task: Task, held: Resources) -
         "study": str(study.path.absolute()),
         "space": located(space).model_dump(mode="json"),
         "num_clusters": task.num_clusters,
+        "changes": dict(task.changes),
         "cpus": held.cpus,
         "gpus": held.gpus,
         "memory_bytes": held.memory_bytes,
@@ -32,7 +36,7 @@ def task_config(study: Study, space: SearchSpace, task: Task, held: Resources) -
     }
     if isinstance(task, FitTask):
         return config | {"repeat": task.repeat, "lower": task.lower}
-    return config | {"features": task.features, "seed": task.seed, "final": task.final}
+    return config | {name: getattr(task, name) for name in _OF_TRIALS}
 
 
 def title(task: Task) -> str:
@@ -69,14 +73,10 @@ def _absolute(path: Path | None) -> Path | None:
 def read_task(config: dict[str, Any]) -> tuple[Study, SearchSpace, Task]:
     """Undo `task_config`."""
     study, space = Study(Path(config["study"])), SearchSpace.model_validate(config["space"])
+    both = {"num_clusters": config["num_clusters"], "changes": frozen(config["changes"])}
     if "repeat" in config:
-        return (
-            study,
-            space,
-            FitTask(num_clusters=config["num_clusters"], repeat=config["repeat"], lower=config["lower"]),
-        )
-    about = {name: config[name] for name in ("num_clusters", "features", "seed", "final")}
-    return study, space, TrainTask(**about)
+        return study, space, FitTask(repeat=config["repeat"], lower=config["lower"], **both)
+    return study, space, TrainTask(**both, **{name: config[name] for name in _OF_TRIALS})
 
 
 def read_held(config: dict[str, Any]) -> Resources:

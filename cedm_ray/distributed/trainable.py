@@ -105,9 +105,7 @@ class StudyTask(tune.Trainable):
             from cedm_ray.distributed.nested import nested_trial  # Ray Train takes a while to import.
 
             return nested_trial(study, space, self._task, held, key=self.trial_id)
-        task = self._task
-        about = {"features": task.features, "seed": task.seed, "final": task.final}
-        return run_trial(study, space, task.num_clusters, device=choose_device(held.gpus), **about)
+        return run_trial(study, space, device=choose_device(held.gpus), **dataclasses.asdict(self._task))
 
     def _progress(self, event: Any) -> dict[str, Any]:
         if isinstance(self._task, FitTask):

@@ -88,7 +88,7 @@ def _head(plan: Plan, opened: dict[Network, Extractor]) -> ClusteringHead | None
     extractor is not the one that it was fitted on."""
     head = None
     for network in _networks(plan, "msp"):
-        head = open_head(plan.home.study, plan.model.meaning.num_clusters)
+        head = open_head(plan.home.study, plan.model.meaning.num_clusters, fit=plan.model.meaning.fit)
         check_extractor(head, plan.home.images, opened[network])
     return head
 
@@ -177,7 +177,10 @@ def _compared_with(plan: Plan, measure: Measure, name: str, head: ClusteringHead
     if measure.kind == "unconditional":
         return model_digest(plan.unconditional)
     if measure.kind == "msp":
-        return digest({"features": head.features_key, "clusters": plan.model.meaning.num_clusters})
+        meaning = plan.model.meaning
+        # Left out where it says nothing, so that what was measured before keeps its digest.
+        other = {} if meaning.fit is None else {"fit": meaning.fit}
+        return digest({"features": head.features_key, "clusters": meaning.num_clusters} | other)
     if measure.kind == "auroc" or name.startswith("memorized test"):
         return digest({"training": plan.reference.digest, "test": plan.test.fingerprint})
     return plan.reference.digest

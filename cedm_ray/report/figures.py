@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from cedm_ray.report.labels import LineEnd, name_ends, spaced
-from cedm_ray.search.results import StudyResult, TrialReport, TrialResult
+from cedm_ray.search.results import StudyResult, TrialReport, TrialResult, read_trial_name
 
 INK, MUTED, PAPER = "#1f2328", "#6e7781", "#ffffff"
 BLUE, GREEN, ORANGE = "#0072b2", "#009e73", "#d55e00"
@@ -86,9 +86,10 @@ def distance_versus_clusters(result: StudyResult) -> Figure:
     if completed:
         values = [result.compared(t).distance for t in completed]
         x = [t.num_clusters for t in completed]
-        axes.plot(
-            x, values, "o-", color=BLUE, markersize=6, linewidth=1.6, zorder=3, label="trained to the full budget"
-        )
+        axes.plot(x, values, "o", color=BLUE, markersize=6, zorder=3, label="trained to the full budget")
+        # Where a C was tried with several settings or seeds the line goes through the best of each.
+        lowest = {c: min(value for other, value in zip(x, values, strict=True) if other == c) for c in x}
+        axes.plot(list(lowest), list(lowest.values()), "-", color=BLUE, linewidth=1.6, zorder=3)
     if unfinished:
         values = [result.compared(t).distance for t in unfinished]
         x = [t.num_clusters for t in unfinished]
@@ -153,6 +154,7 @@ def distance_versus_images(result: StudyResult) -> Figure:
         if trial.status not in ("completed", "running", "waiting"):
             axes.plot(x[-1], y[-1], "x", color=color, markersize=8, markeredgewidth=2, zorder=5)
         name = trial.trial if apart else f"C = {trial.num_clusters:,}"
+        name += f", p{proposal}" if (proposal := read_trial_name(trial.trial).proposal) else ""
         name += f", seed {trial.seed}" if trial.seed else ""
         # A line of one point has nothing on its left, but all the others on its right.
         left = len(x) == 1 and len(result.rungs_kimg) > 1

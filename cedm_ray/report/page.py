@@ -23,7 +23,8 @@ from cedm_ray.data.pictures import png, sample_grid
 from cedm_ray.durable import write_bytes
 from cedm_ray.report import figures
 from cedm_ray.report.figures import amount, number, printable
-from cedm_ray.search.results import StudyResult, TrialReport, TrialResult
+from cedm_ray.search import settings
+from cedm_ray.search.results import StudyResult, TrialReport, TrialResult, read_trial_name
 
 _ENDINGS = {
     "running": "still running",
@@ -62,6 +63,7 @@ def write_report(result: StudyResult, rows: Sequence[ClusterRow], path: Path) ->
     page = template("page.html.jinja").render(
         result=result,
         headline=_headline(result),
+        searched=list(settings.last_words(_searched(result)).values()),
         trials=[_table_row(result, trial) for trial in _ordered(result)],
         bound_points=sorted(result.bound.points, key=lambda point: point.num_clusters),
         clusters_figure=Markup(figures.svg(figures.distance_versus_clusters(result), _describe_clusters(result))),
@@ -97,14 +99,16 @@ def write_table(result: StudyResult, path: Path) -> None:
     on features last.
 
     The table is wide: after trial, num_clusters, num_used, utilization, status, reason, images_seen and distance (the
-    last two of the trial's last usable report) comes one column per rung, `distance_at_<thousands of images>_kimg`.
+    last two of the trial's last usable report) comes one column per rung, `distance_at_<thousands of images>_kimg`, and
+    one for each setting that is searched besides C, by its path.
     Numbers are plain, with all their digits; an empty cell means that there is none. A text cell that a spreadsheet
     would run as a formula begins with an apostrophe. Raises StorageError where `path` cannot be written.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     fixed = ["trial", "num_clusters", "num_used", "utilization", "status", "reason", "images_seen", "distance"]
-    writer.writerow([*fixed, *(f"distance_at_{kimg:.15g}_kimg" for kimg in result.rungs_kimg)])
+    searched = _searched(result)
+    writer.writerow([*fixed, *(f"distance_at_{kimg:.15g}_kimg" for kimg in result.rungs_kimg), *searched])
     for trial in _ordered(result):
         final = trial.final
         writer.writerow(
@@ -118,6 +122,7 @@ def write_table(result: StudyResult, path: Path) -> None:
                 final.images_seen if final else None,
                 final.distance if final else None,
                 *(report.distance if report else None for report in _by_rung(result, trial)),
+                *(_cell(trial.settings.get(path)) for path in searched),
             ]
         )
     write_bytes(path, buffer.getvalue().encode())
@@ -163,11 +168,12 @@ def _headline(result: StudyResult) -> dict[str, str]:
             "answer": f"{best.num_clusters:,} clusters are the best of those tried",
             "because": f"{distance} {at}. The unconditional model {state}, so no gain is stated.",
         }
+    having = f" It has {settings.told(best.settings)}." if best.settings else ""
     other = f"{number(shown.distance / (1 - result.gain))} of the unconditional model trained with the same budget"
     if result.gain > 0:
         return {
             "answer": f"Condition on {best.num_clusters:,} clusters",
-            "because": f"{distance} {at}, {100 * result.gain:.1f} % below the {other}.{_further(result, best)}",
+            "because": f"{distance} {at}, {100 * result.gain:.1f} % below the {other}.{_further(result, best)}{having}",
         }
     return {
         "answer": "No number of clusters beat the unconditional model",
@@ -184,10 +190,24 @@ def _further(result: StudyResult, best: TrialResult) -> str:
     return f" Trained on to {after} training images: {result.metric} {number(best.final.distance)}."
 
 
+def _searched(result: StudyResult) -> list[str]:
+    """Paths of the settings that were searched besides C."""
+    return list(dict.fromkeys(path for trial in result.trials for path in trial.settings))
+
+
+def _cell(value: object) -> object:
+    """A setting's value as a cell of the table."""
+    return value if value is None or isinstance(value, bool | int | float) else _inert(settings.shown(value))
+
+
 def _table_row(result: StudyResult, trial: TrialResult) -> dict[str, object]:
     return {
         "name": (trial.trial if trial.num_clusters is None else f"{trial.num_clusters:,}")
+        + (f", p{proposal}" if (proposal := read_trial_name(trial.trial).proposal) else "")
         + (f", seed {trial.seed}" if trial.seed else ""),
+        "settings": [
+            settings.shown(trial.settings[path]) if path in trial.settings else None for path in _searched(result)
+        ],
         "num_used": trial.num_used,
         "utilization": trial.utilization,
         "reports": _by_rung(result, trial),
@@ -201,7 +221,12 @@ def _table_row(result: StudyResult, trial: TrialResult) -> dict[str, object]:
 
 def _ordered(result: StudyResult) -> list[TrialResult]:
     """The baseline, then the trials by C, then the one on features."""
-    return sorted(result.trials, key=lambda trial: (trial.is_comparison, trial.num_clusters or 0, trial.seed))
+
+    def place(trial: TrialResult) -> tuple:
+        proposal = read_trial_name(trial.trial).proposal
+        return trial.is_comparison, trial.num_clusters or 0, proposal, trial.seed
+
+    return sorted(result.trials, key=place)
 
 
 def _by_rung(result: StudyResult, trial: TrialResult) -> list[TrialReport | None]:

@@ -15,7 +15,7 @@ from cedm_ray.report.grids import labelled_grid
 from cedm_ray.search.confidence import HeadConfidence
 from cedm_ray.search.matching import match_clusters
 from cedm_ray.search.model import Meaning, TrainedModel
-from cedm_ray.search.results import Progress, Show
+from cedm_ray.search.results import Progress, Show, read_trial_name
 from cedm_ray.search.showcase import spread_over_sizes
 from cedm_ray.search.study import Study
 from cedm_ray.search.trial import load_assignment
@@ -77,8 +77,8 @@ def classes_picture(
             raise ConfigurationError(f"{one.meaning.trial} was not trained on clusters: there is nothing to match")
     if open_image_set(study.images).digest != open_image_set(others_study.images).digest:
         raise ConfigurationError(f"{study.path} and {others_study.path} are studies of different images")
-    clusters = load_assignment(study, model.meaning.num_clusters).labels
-    labels = load_assignment(others_study, other.meaning.num_clusters).labels
+    clusters = load_assignment(study, model.meaning.num_clusters, model.meaning.fit).labels
+    labels = load_assignment(others_study, other.meaning.num_clusters, other.meaning.fit).labels
     matches = match_clusters(clusters, labels)[:rows]
     seeds = range(first_seed, first_seed + columns)
     ours = [model.meaning.class_ids.index(match.cluster) for match in matches]
@@ -136,7 +136,10 @@ def confidence_picture(
 def _name(meaning: Meaning) -> str:
     if meaning.feature_dim:
         return "features"
-    return "none" if meaning.num_clusters is None else f"C = {meaning.num_clusters}"
+    if meaning.num_clusters is None:
+        return "none"
+    proposal = read_trial_name(meaning.trial).proposal
+    return f"C = {meaning.num_clusters}" + (f", p{proposal}" if proposal else "")
 
 
 def _product(model: TrainedModel, classes: Sequence[int], seeds: Sequence[int], show: Show) -> np.ndarray:

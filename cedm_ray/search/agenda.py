@@ -8,21 +8,25 @@ fits of the lower end unlock nothing and come after the bound's.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 from cedm_ray.clustering.bound import BoundConfig, BoundResult, UpperBoundSearch
 from cedm_ray.clustering.lower_bound import LowerBoundConfig, LowerBoundResult, lower_bound
-from cedm_ray.search.candidates import CandidatesConfig, candidates, certain_candidates, refined
+from cedm_ray.search.candidates import CandidatesConfig, candidates, certain_candidates
+from cedm_ray.search.field import Field
 from cedm_ray.search.finals import FinalsConfig, finalists, winner
-from cedm_ray.search.goals import FitTask, Goal, Task, TrainTask
-from cedm_ray.search.results import Decision, TrialReport, read_trial_name, trial_name
+from cedm_ray.search.goals import FitTask, Goal, Proposal, Task, TrainTask
+from cedm_ray.search.results import Decision, Outcome, TrialReport, TrialStatus, read_trial_name
+from cedm_ray.search.settings import Settings
 
 
 class Agenda:
     """Ask for tasks, tell what came of them. Tells may come in any order and for tasks that were never asked.
 
-    bound, lower, grid, finals: the space's configurations. seed: shuffles the candidates. num_images: N.
+    bound, lower, grid, finals: the space's configurations. seed: shuffles the candidates. num_images: N. own: the
+    space's values of the settings that are searched besides C, by path.
 
     told: how often it was told anything; while it stays, so does all that it says but what it asks.
     """
@@ -37,6 +41,7 @@ class Agenda:
         seed: int,
         num_images: int,
         finals: FinalsConfig | None = None,
+        own: Mapping[str, Any] | None = None,
     ) -> None:
         self.goal, self.finals = goal, finals or FinalsConfig()
         self._bound_config, self._num_images = bound, num_images
@@ -46,14 +51,17 @@ class Agenda:
             for repeat in range(lower.repeats)
             if num_clusters <= num_images and goal.kind == "bound"
         )
-        self._grid, self._seed = grid, seed
+        self._grid_config, self._seed = grid, seed
+        self._field = Field(grid, seed, own)
         self._fitted: dict[int, dict[int, int]] = {}
         self._lower_used: dict[FitTask, int] = {}
+        self._changed_fits: set[FitTask] = set()
         self._asked: set[Task] = set()
         self._ended: set[str] = set()
         self._waiting_trials: set[str] = set()
-        self._full: dict[int, dict[int, float]] = {}
-        self._refinements: dict[int, tuple[int, ...]] = {}
+        # Of every candidate, a C with the number of its proposal: by seed the distance at the full budget.
+        self._full: dict[tuple[int | None, int], dict[int, float]] = {}
+        self._judged: dict[str, tuple[TrialStatus, dict[int, float]]] = {}
         self._first: tuple[int, ...] | None = None
         # How often it was told anything, and what followed from it then.
         self.told = 0
@@ -73,10 +81,14 @@ class Agenda:
                 return task
         return None
 
-    def tell_fit(self, num_clusters: int, repeat: int, num_used: int, *, lower: bool = False) -> None:
+    def tell_fit(
+        self, num_clusters: int, repeat: int, num_used: int, *, lower: bool = False, changes: Settings = ()
+    ) -> None:
         """A fit is done and used `num_used` of its clusters. Telling it again changes nothing."""
         self.told += 1
-        if lower:
+        if changes:
+            self._changed_fits.add(FitTask(num_clusters=num_clusters, repeat=repeat, changes=changes))
+        elif lower:
             self._lower_used[FitTask(num_clusters=num_clusters, repeat=repeat, lower=True)] = num_used
         elif repeat not in self._fitted.setdefault(num_clusters, {}):
             self._fitted[num_clusters][repeat] = num_used
@@ -92,27 +104,35 @@ class Agenda:
     def tell_decision(self, decision: Decision, report: TrialReport) -> None:
         """A trial was judged on a report. One that waits is not asked for until it is told to go on."""
         self.told += 1
+        distances = self._judged[decision.trial][1] if decision.trial in self._judged else {}
+        if report.distance is not None and not report.collapsed:
+            distances[report.rung] = report.distance
+        self._judged[decision.trial] = decision.status, distances
         if decision.status == "waiting":
             self._waiting_trials.add(decision.trial)
             return
         self._waiting_trials.discard(decision.trial)
         if decision.status == "running":
             return
-        num_clusters, seed = read_trial_name(decision.trial)
-        full = self._full.setdefault(num_clusters, {}) if num_clusters is not None else {}
+        num_clusters, seed, proposal = read_trial_name(decision.trial)
+        full = self._full.setdefault((num_clusters, proposal), {}) if num_clusters is not None else {}
         if seed in full:
             # It had come to the full budget before, so this is the end of its last stretch.
-            self._ended.add(TrainTask(num_clusters=num_clusters, seed=seed, final=True).name)
+            self._ended.add(f"{decision.trial}-final")
             return
         if decision.status == "completed":
             full[seed] = report.distance
         self._ended.add(decision.trial)
 
     def tell_refinement(self, wave: int, order: tuple[int, ...]) -> None:
-        """The C of a refinement, from 1, that is on record: it stays what it was, even if a failed trial before it is
-        tried again and would change it."""
+        """The C of a refinement that is on record, as `Field.tell_refinement`."""
         self.told += 1
-        self._refinements[wave] = order
+        self._field.tell_refinement(wave, order)
+
+    def tell_proposal(self, proposal: Proposal) -> None:
+        """A proposal that is on record, as `Field.tell_proposal`."""
+        self.told += 1
+        self._field.tell_proposal(proposal)
 
     def forget(self, task: Task) -> None:
         """A task was given back unfinished and may be asked again."""
@@ -142,8 +162,9 @@ class Agenda:
             search, waiting = self._replay()
             wanted = {waiting.num_clusters, *search.ask(self._num_images * self._bound_config.repeats), *self.certain}
         else:
-            wanted = set(self.candidates) if self.goal.kind == "search" else set()
-        fits = {task for task in self._asked if isinstance(task, FitTask) and not task.lower}
+            # Any C of the grid may yet be proposed.
+            wanted = {*self.candidates, *self.grid} if self.goal.kind == "search" else set()
+        fits = {task for task in self._asked if isinstance(task, FitTask) and not task.lower and not task.changes}
         return {task.name for task in fits if task.num_clusters not in wanted and not self._is_fitted(task)}
 
     @property
@@ -154,15 +175,14 @@ class Agenda:
 
     @property
     def candidates(self) -> tuple[int, ...] | None:
-        """The C to train in their order, refinements so far included; None while the bound is unknown, empty where no C
-        passes it."""
+        """The C to train in their order, refinements and proposals so far included, each once; None while the bound is
+        unknown, empty where no C passes it."""
         waves = self.waves
-        return None if waves is None else tuple(c for wave in waves for c in wave)
+        return None if waves is None else tuple(dict.fromkeys(task.num_clusters for wave in waves for task in wave))
 
     @property
-    def waves(self) -> tuple[tuple[int, ...], ...] | None:
-        """The C to train: those of the first pass, and those of each refinement so far, which begins when all before it
-        are done. None while the bound is unknown."""
+    def grid(self) -> tuple[int, ...] | None:
+        """The C of the first pass in their order, which proposals are made of; as `candidates` else."""
         result = self.bound
         if result is None:
             return None
@@ -170,11 +190,27 @@ class Agenda:
             self._first = ()
             if result.c_max is not None:
                 bracket = self._search.bracket(result.c_max)
-                self._first = candidates(self._grid, result.c_max, self._seed, bracket)
-        waves = [self._first]
-        while len(waves) <= self._grid.refine and (found := self._refinement(waves)):
-            waves.append(found)
-        return tuple(waves)
+                self._first = candidates(self._grid_config, result.c_max, self._seed, bracket)
+        return self._first
+
+    @property
+    def waves(self) -> tuple[tuple[TrainTask, ...], ...] | None:
+        """The candidates' trials, as `Field.waves`. None while the bound is unknown."""
+        return None if self.grid is None else self._field.waves(self.grid, self._outcome)
+
+    @property
+    def proposals(self) -> tuple[Proposal, ...]:
+        """Those made so far; none where C is searched alone, or while the bound is unknown."""
+        return () if self.waves is None else tuple(self._field.proposals)
+
+    def _outcome(self, task: TrainTask) -> Outcome | None:
+        """How a candidate's trial ended; None where it has not."""
+        if not self._is_over(task):
+            return None
+        status, distances = self._judged.get(task.name, ("failed", {}))
+        # What was to go on and is over all the same has failed.
+        status = "failed" if status in ("running", "waiting") else status
+        return Outcome(status=status, distances=tuple(sorted(distances.items())))
 
     @property
     def certain(self) -> tuple[int, ...]:
@@ -186,23 +222,26 @@ class Agenda:
             return ()
         if self.bound is not None:
             return self.candidates
+        if self._grid_config.proposes:
+            return ()
         possible = tuple(self._search.possible())
         if self._certain[0] != possible:
             brackets = {num_clusters: self._search.bracket(num_clusters) for num_clusters in possible}
-            self._certain = possible, certain_candidates(self._grid, brackets, self._seed)
+            self._certain = possible, certain_candidates(self._grid_config, brackets, self._seed)
         return self._certain[1]
 
     @property
     def gone(self) -> frozenset[str]:
         """Names of the candidates' trials that ended without a decision, or can never start."""
-        failed = (c for c in self.candidates or () if _first_fit(c) in self._ended)
-        return frozenset(self._ended | {trial_name(c) for c in failed})
+        return frozenset(self._ended | {task.name for task in self._field_tasks if task.fit.name in self._ended})
 
     @property
     def winner(self) -> TrainTask | None:
         """The trial with the best model so far, None where none has come to the full budget."""
-        found = winner(self._full, self._finalists)
-        return None if found is None else TrainTask(num_clusters=found[0], seed=found[1])
+        found = winner(self._full, [_candidate(task) for task in self._finalists])
+        if found is None:
+            return None
+        return next(replace(task, seed=found[1]) for task in self._finalists if _candidate(task) == found[0])
 
     @property
     def trials(self) -> tuple[TrainTask, ...]:
@@ -215,33 +254,27 @@ class Agenda:
         waves = self.waves
         if waves is not None and not any(waves):
             return ()
-        tasks = [TrainTask(num_clusters=c) for c in (None, *self.certain)]
+        tasks = [TrainTask(num_clusters=c) for c in (None, *(self.certain if waves is None else ()))]
+        tasks += self._field_tasks
         if waves is None or not all(self._is_over(task) for task in tasks[1:]):
             return tuple(tasks)
         again = range(1, self.finals.seeds)
-        tasks += [TrainTask(num_clusters=c, seed=seed) for c in self._finalists for seed in again]
+        tasks += [replace(task, seed=seed) for task in self._finalists for seed in again]
         best = self.winner
         if best is not None and self.finals.budget_kimg is not None and all(self._is_over(task) for task in tasks[1:]):
-            tasks.append(TrainTask(num_clusters=best.num_clusters, seed=best.seed, final=True))
+            tasks.append(replace(best, final=True))
         return tuple(tasks)
 
     @property
-    def _finalists(self) -> tuple[int, ...]:
-        grid = self.candidates or ()
-        return finalists(
-            {c: full[0] for c, full in self._full.items() if c in grid and 0 in full}, self.finals.finalists
-        )
+    def _field_tasks(self) -> tuple[TrainTask, ...]:
+        """The candidates' trials as far as they are known."""
+        return tuple(task for wave in self.waves or () for task in wave)
 
-    def _refinement(self, waves: list[tuple[int, ...]]) -> tuple[int, ...]:
-        """The next refinement; empty where none is due or none is left."""
-        if len(waves) in self._refinements:
-            return self._refinements[len(waves)]
-        tried = [c for wave in waves for c in wave]
-        done = {c: self._full[c][0] for c in tried if 0 in self._full.get(c, {})}
-        if not done or not all(self._is_over(TrainTask(num_clusters=c)) for c in tried):
-            return ()
-        (best,) = finalists(done, 1)
-        return refined(tried, best)
+    @property
+    def _finalists(self) -> tuple[TrainTask, ...]:
+        known = {_candidate(task): task for task in self._field_tasks}
+        found = {one: full[0] for one, full in self._full.items() if one in known and 0 in full}
+        return tuple(known[one] for one in finalists(found, self.finals.finalists))
 
     @property
     def finished(self) -> bool:
@@ -258,9 +291,7 @@ class Agenda:
 
     def _is_over(self, task: TrainTask) -> bool:
         """Whether a trial ended, or can never start because its fit failed."""
-        if task.name in self._ended:
-            return True
-        return task.num_clusters is not None and _first_fit(task.num_clusters) in self._ended
+        return task.name in self._ended or (task.fit is not None and task.fit.name in self._ended)
 
     def _open(self, free_fits: int) -> Iterator[Task]:
         """Tasks that could start now, the most urgent first: the bound unlocks all else, so its fits go first."""
@@ -284,8 +315,8 @@ class Agenda:
 
     def _steps(self, task: TrainTask) -> Iterator[Task]:
         """What a trial needs next, if it is neither under way nor over nor waiting."""
-        if task.num_clusters is not None and 0 not in self._fitted.get(task.num_clusters, ()):
-            yield from self._new(FitTask(num_clusters=task.num_clusters, repeat=0))
+        if task.fit is not None and not self._is_fitted(task.fit):
+            yield from self._new(task.fit)
         elif task.name not in self._waiting_trials:
             yield from self._new(task)
 
@@ -333,12 +364,12 @@ class Agenda:
                 yield task
 
     def _is_fitted(self, task: FitTask) -> bool:
+        if task.changes:
+            return task in self._changed_fits
         if task.lower:
             return task in self._lower_used
         return task.repeat in self._fitted.get(task.num_clusters, {})
 
 
-@cache
-def _first_fit(num_clusters: int) -> str:
-    """The name of the fit that trials of this C are conditioned on."""
-    return FitTask(num_clusters=num_clusters, repeat=0).name
+def _candidate(task: TrainTask) -> tuple[int | None, int]:
+    return task.num_clusters, task.proposal

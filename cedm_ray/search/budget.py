@@ -16,6 +16,7 @@ from statistics import fmean
 
 from cedm_ray.search.asha import Asha
 from cedm_ray.search.plan import TRAINING_FORWARDS, Plan, network_calls
+from cedm_ray.search.proposals import number_of_trials
 from cedm_ray.search.rates import Rate
 from cedm_ray.search.results import UNCONDITIONAL, TrialReport, read_trial_name, trial_name
 from cedm_ray.search.space import SearchSpace
@@ -50,7 +51,8 @@ class Span:
 class Budget:
     """The cost of a search.
 
-    candidates: C that are trained at first, and the unconditional model beside them; refined: at most so many more by
+    candidates: C that are trained at first, and the unconditional model beside them; or proposals, then searched: the
+    settings that these are made of besides C, and proposed: grid, random or tpe. refined: at most so many more by
     refinements. survivors: how many of both go on from each rung but the last. images: trained by them.
     baseline_images: by the unconditional model. seed_images: by the finalists' further seeds. stretch_images: by the
     winner beyond the last rung. measured_images: generated for the kept model's measurement at the end. exhaustive: the
@@ -81,6 +83,8 @@ class Budget:
     wall_h: Span | None
     checkpoint_bytes: int
     storage_bytes: int
+    searched: tuple[str, ...] = ()
+    proposed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +118,11 @@ def plan_search(
     gpus_each: GPUs of each, 0 = CPUs. rate: of one GPU, or of one trial on CPUs. parameters: of the network."""
     if slots < 1:
         raise ValueError(f"slots must be at least 1, got {slots}")
-    count = space.candidates.count if space.candidates.explicit is None else len(space.candidates.explicit)
+    count = _candidates(space)
     games = [_play(space, trial, count, slots, random.Random(game)) for game in range(GAMES)]
     each = sum(rung.images for rung in trial.rungs)
-    published = _PUBLISHED_GRIDS.get(space.name)
+    # The paper's authors searched C alone.
+    published = None if space.candidates.proposes else _PUBLISHED_GRIDS.get(space.name)
     exhaustive = f"all {count} candidates" if published is None else f"the {published} C of the paper's own grid"
     images = _span([game.images for game in games])
     exhaustive_images = (published or count) * each
@@ -149,6 +154,8 @@ def plan_search(
         wall_h=None if pace is None else _span([game.makespan for game in games]).times(1 / pace),
         checkpoint_bytes=checkpoint,
         storage_bytes=checkpoint * space.checkpoints.keep * folders,
+        searched=tuple(space.candidates.also),
+        proposed=space.candidates.proposals if space.candidates.proposes else None,
     )
 
 
@@ -227,8 +234,20 @@ def _play(space: SearchSpace, trial: Plan, count: int, slots: int, dice: random.
     return _Game(images, tuple(passed), seed_images, done + measuring, final_work + measuring, now + measuring / slots)
 
 
+def _candidates(space: SearchSpace) -> int:
+    """How many are trained, refinements apart: C of the grid, or proposals."""
+    config = space.candidates
+    grid = config.count if config.explicit is None else len(config.explicit)
+    return number_of_trials(config, grid, space.own) if config.proposes else grid
+
+
 def _waves(space: SearchSpace, count: int) -> list[int]:
-    """How many C are trained at first, and in every refinement: at the most one on each side of the best."""
+    """How many C are trained at first, and in every refinement: at the most one on each side of the best. Proposals
+    that come by what others measured are a wave each under the rule halving; under asha all are one, whose waiting for
+    each other is not counted."""
+    if space.candidates.proposals == "tpe" and space.rungs.rule == "halving":
+        first = min(count, space.candidates.ahead)
+        return [first, *[1] * (count - first)]
     waves = [count]
     for _ in range(space.candidates.refine):
         waves.append(min(2, sum(waves) - 1))

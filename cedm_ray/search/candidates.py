@@ -1,15 +1,17 @@
-"""Which C are trained once the bound is known, and in what order."""
+"""Which C are trained once the bound is known, and in what order; and what is searched with them."""
 
 import math
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cedm_ray.config import Config
 from cedm_ray.errors import ConfigurationError
+from cedm_ray.search.settings import Range, Values, hashable
 
 
 class CandidatesConfig(Config):
@@ -22,6 +24,14 @@ class CandidatesConfig(Config):
     refine: how many times the search then looks more finely around the best C so far, at the middles (in log C) towards
     its neighbors on both sides. best_first: C of an earlier search, the best first; candidates are started in that
     order, those in between by the place that theirs comes to in log C. None: in an order drawn by the seed.
+
+    also: settings that are searched with C, each by its path in the space (`training.learning_rate`), with a list of
+    values or a range {low, high, log}. Empty: C alone. A trial is then one C of the grid with one value of each
+    setting; the unconditional model keeps the space's own, and so does the search for the bound. proposals: which of
+    them are tried. "grid": all, for which each has a list; "random": drawn by the seed; "tpe": ten drawn, then proposed
+    by Optuna's tree-structured Parzen estimator from what others measured. num_trials: how many, None = all of the
+    grid. ahead: how many "tpe" proposes before the first of them must be over; so it is never more than so many that
+    run at once, and what it proposes depends on no cluster.
     """
 
     explicit: tuple[int, ...] | None = None
@@ -30,6 +40,10 @@ class CandidatesConfig(Config):
     early: bool = False
     refine: int = Field(default=0, ge=0)
     best_first: tuple[int, ...] | None = None
+    also: dict[str, Values] = Field(default_factory=dict)
+    proposals: Literal["grid", "random", "tpe"] = "grid"
+    num_trials: int | None = Field(default=None, ge=1)
+    ahead: int = Field(default=8, ge=1)
 
     @field_validator("explicit", "best_first")
     @classmethod
@@ -37,6 +51,31 @@ class CandidatesConfig(Config):
         if explicit is not None and (not explicit or min(explicit) < 2 or len(set(explicit)) < len(explicit)):
             raise ValueError("list at least one C, each at least 2 and once")
         return explicit
+
+    @field_validator("also")
+    @classmethod
+    def _each_once(cls, also: dict[str, Values]) -> dict[str, Values]:
+        for path, values in also.items():
+            if isinstance(values, tuple) and (not values or any(values.count(value) > 1 for value in values)):
+                raise ValueError(f"list at least one value of {path}, each once")
+        return {path: hashable(values) for path, values in also.items()}
+
+    @model_validator(mode="after")
+    def _can_be_proposed(self) -> "CandidatesConfig":
+        ranges = [path for path, values in self.also.items() if isinstance(values, Range)]
+        if self.proposals == "grid" and ranges:
+            raise ValueError(f"a grid has no ranges: list values of {', '.join(ranges)}, or let proposals be random")
+        if self.proposals != "grid" and self.num_trials is None:
+            raise ValueError(f"num_trials must say how many trials are proposed by {self.proposals}")
+        if self.proposes and (self.early or self.refine):
+            which = "early" if self.early else "refine"
+            raise ValueError(f"{which} is for a search of C alone, without also, proposals and num_trials")
+        return self
+
+    @property
+    def proposes(self) -> bool:
+        """Whether trials are proposals, and not the C of the grid one by one."""
+        return bool(self.also) or self.proposals != "grid" or self.num_trials is not None
 
 
 def candidates(

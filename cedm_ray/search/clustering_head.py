@@ -55,15 +55,16 @@ def check_extractor(head: ClusteringHead, images: ImageSet, extractor: Extractor
         raise IntegrityError(f"{extractor.name} is not what the clusters were fitted on", mend=mend)
 
 
-def open_head(study: Study, num_clusters: int | None, device: str = "cpu") -> ClusteringHead:
-    """The head of the clustering that trials of C = `num_clusters` are conditioned on.
+def open_head(study: Study, num_clusters: int | None, device: str = "cpu", *, fit: str | None = None) -> ClusteringHead:
+    """The head of the clustering that trials of C = `num_clusters` are conditioned on, or of the fit of that name.
 
     Raises ConfigurationError for a model without clusters, a C without a clustering, and one that has no head.
     """
     if num_clusters is None:
         raise ConfigurationError("a model that is not conditioned on clusters has no head that could be confident")
     try:
-        tensors, about = durable.read_tensors(study.fit(FitTask(num_clusters=num_clusters, repeat=0).name))
+        name = fit or FitTask(num_clusters=num_clusters, repeat=0).name
+        tensors, about = durable.read_tensors(study.fit(name))
     except FileNotFoundError:
         raise ConfigurationError(f"{study.path} has no clustering with C = {num_clusters}") from None
     head = {name.removeprefix(_HEAD): torch.from_numpy(tensors[name]) for name in tensors if name.startswith(_HEAD)}

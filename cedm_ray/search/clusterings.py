@@ -84,9 +84,12 @@ def summarize(
 def fit_summary(
     study: Study, space: SearchSpace, task: FitTask, seconds: float, labels: np.ndarray | None
 ) -> ClusteringSummary:
-    """The line of a fit that is on record. Whether it passed says the search's threshold, exactly."""
+    """The line of a fit that is on record. Whether it passed says the search's threshold, exactly; one with other
+    settings than the space's is not asked that."""
     assignment = fitted(study, task)
-    passed = None if task.lower else passes(assignment.num_used, assignment.num_clusters, space.bound.alpha)
+    passed = (
+        None if task.lower or task.changes else passes(assignment.num_used, assignment.num_clusters, space.bound.alpha)
+    )
     return summarize(clustering_name(task), assignment, labels, seconds=seconds, passed=passed)
 
 

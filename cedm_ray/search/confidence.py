@@ -44,13 +44,16 @@ class HeadConfidence:
         return self.probabilities(images).max(axis=1)
 
 
-def open_confidence(study: Study, space: SearchSpace, num_clusters: int | None, device: str) -> HeadConfidence:
-    """The head of the clustering that trials of C = `num_clusters` are conditioned on, behind the study's extractor.
+def open_confidence(
+    study: Study, space: SearchSpace, num_clusters: int | None, device: str, *, fit: str | None = None
+) -> HeadConfidence:
+    """The head of the clustering that trials of C = `num_clusters` are conditioned on, or of the fit of that name,
+    behind the study's extractor.
 
     Raises ConfigurationError as `open_head`, IntegrityError where the extractor is not the one that the clustering was
     fitted on.
     """
-    head = open_head(study, num_clusters, device)
+    head = open_head(study, num_clusters, device, fit=fit)
     images, config = open_image_set(study.images), space.features
     extractor = open_extractor(
         config.extractor,

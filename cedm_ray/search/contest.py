@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.search.agenda import Agenda
 from cedm_ray.search.asha import Asha
-from cedm_ray.search.results import Decision, TrialReport, trial_name
+from cedm_ray.search.results import Decision, TrialReport
 
 
 class Contest:
@@ -59,7 +59,7 @@ class Contest:
             self.asha.expect((), field_known=self.agenda.goal.kind != "search")
             return
         try:
-            waves = [[trial_name(c) for c in wave] for wave in self.agenda.waves]
+            waves = [[task.trial for task in wave] for wave in self.agenda.waves]
         except ConfigurationError:
             # Nothing lies within the bound, which whoever asks the agenda for the next task is told.
             return

@@ -16,6 +16,7 @@ from cedm_ray.search.goals import FitTask, Goal, Task, TrainTask
 from cedm_ray.search.outcome import dead_end, restore
 from cedm_ray.search.packing import Cluster, Resources, Room, needs
 from cedm_ray.search.results import Decision, Notice, Progress, Show, TrialReport
+from cedm_ray.search.settings import told
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
 
@@ -56,7 +57,7 @@ class Driver:
         self.bound_was_unknown = self.agenda.bound is None
         self.bound_found: float | None = None
         self._features_shape = features_shape(study)
-        self._waves_recorded = 0
+        self._waves_recorded, self._proposals_recorded = 0, len(study.proposals())
         self._record_candidates()
         self._deaths: dict[str, list[Resources]] = {}
         self._short_of_memory: set[str] = set()
@@ -113,16 +114,17 @@ class Driver:
         return task, held
 
     def space_for(self, task: Task) -> SearchSpace:
-        """The space that a task is run with: one that ran out of memory computes half as much at once, which changes
-        no result but its rounding."""
+        """The space that a task is run with: that of its own settings. One that ran out of memory computes half as much
+        at once, which changes no result but its rounding."""
+        space = self._own_space(task)
         if task.name not in self._short_of_memory:
-            return self.space
+            return space
         if isinstance(task, FitTask):
-            clustering = self.space.clustering.model_copy(update={"head_group": 1})
-            return self.space.model_copy(update={"clustering": clustering})
-        training, sampling = self.space.training, self.space.sampling
-        share = max(1, training.batch_size // self.space.resources.trial.workers)
-        return self.space.model_copy(
+            clustering = space.clustering.model_copy(update={"head_group": 1})
+            return space.model_copy(update={"clustering": clustering})
+        training, sampling = space.training, space.sampling
+        share = max(1, training.batch_size // space.resources.trial.workers)
+        return space.model_copy(
             update={
                 "training": training.model_copy(
                     update={"microbatch": -(-min(training.microbatch or share, share) // 2)}
@@ -206,10 +208,14 @@ class Driver:
     def _placed(self, task: Task, room: Room, cluster: Cluster) -> Resources | None:
         """What a task holds and where it goes; None where it finds no place now. A fit takes none that a trial needs,
         as far as there is another."""
-        wanted = needs(self.space, task, cluster, self._features_shape)
+        wanted = needs(self._own_space(task), task, cluster, self._features_shape)
         trial = needs(self.space, TrainTask(num_clusters=2), cluster)
         nodes = room.place(wanted, beside=trial if isinstance(task, FitTask) else None)
         return None if nodes is None else wanted.on(nodes)
+
+    def _own_space(self, task: Task) -> SearchSpace:
+        """The space with what a task has otherwise."""
+        return self.space.changed(task.changes) if task.changes else self.space
 
     def _all_there(self, held: Resources) -> bool:
         """Whether all machines that a task lies on, or lay on, are still of the cluster."""
@@ -255,8 +261,8 @@ class Driver:
 
     def _tell_fit(self, fit: FitRecord) -> None:
         """Tell the agenda of a fit, and the user of it and of the bound once it is known by it."""
-        self.agenda.tell_fit(fit.num_clusters, fit.repeat, fit.num_used, lower=fit.lower)
-        task = FitTask(num_clusters=fit.num_clusters, repeat=fit.repeat, lower=fit.lower)
+        task = fit.task
+        self.agenda.tell_fit(task.num_clusters, task.repeat, fit.num_used, lower=task.lower, changes=task.changes)
         self._show(fit_summary(self.study, self.space, task, fit.seconds, self._labels))
         # A fit that was asked ahead may have failed before; this answer may be what makes the bound wait for it.
         self.fatal = self.fatal or dead_end(self.study, self.agenda)
@@ -267,18 +273,26 @@ class Driver:
             self._show(Notice(text=self.agenda.bound.reason))
 
     def _record_candidates(self) -> None:
-        """Have the candidates' order on record as soon as it is known, that of a refinement too."""
+        """Have the candidates' order on record as soon as it is known, that of a refinement too, and every proposal."""
         if self.goal.kind != "search":
             return
         try:
             waves = self.agenda.waves or ()
+            grid, proposals = self.agenda.grid or (), self.agenda.proposals
         except ConfigurationError as error:
             self.fatal = self.fatal or error
         else:
-            for wave, order in enumerate(waves[self._waves_recorded :], start=self._waves_recorded):
+            # Of proposals the waves are no refinements, and what they are made of is recorded once.
+            orders = [grid] if proposals else [[task.num_clusters for task in wave] for wave in waves]
+            for wave, order in enumerate(orders[self._waves_recorded :], start=self._waves_recorded):
                 if order:
                     self.study.write_candidates(order, wave)
                     self._waves_recorded = wave + 1
+            for proposal in proposals[self._proposals_recorded :]:
+                self.study.write_proposal(proposal)
+                self._proposals_recorded = proposal.number
+                if proposal.settings:
+                    self._show(Notice(text=f"{proposal.task.trial} has {told(proposal.settings)}"))
 
 
 def _kinds_of_tasks(goal: Goal) -> list[Task]:

@@ -1,6 +1,7 @@
 """After the search: more seeds for the finalists, and the winner's last stretch."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from pydantic import Field
 
@@ -23,19 +24,26 @@ class FinalsConfig(Config):
     evaluate: bool = False
 
 
-def finalists(distances: Mapping[int, float], count: int) -> tuple[int, ...]:
-    """The `count` C with the lowest distances at the full budget, the best first; of equals the smaller C.
+Candidate = TypeVar("Candidate")
+"""A C, or a C with the number of a proposal: anything that has an order."""
 
-    distances: by C, of the trials that came there.
+
+def finalists(distances: Mapping[Candidate, float], count: int) -> tuple[Candidate, ...]:
+    """The `count` candidates with the lowest distances at the full budget, the best first; of equals the smaller C.
+
+    distances: by candidate, of the trials that came there.
     """
     return tuple(sorted(distances, key=lambda c: (distances[c], c))[:count])
 
 
-def winner(distances: Mapping[int, Mapping[int, float]], order: Sequence[int]) -> tuple[int, int] | None:
-    """(C, seed) of the model to keep: the C with the lowest mean over its seeds, and of these the best; None of none.
+def winner(
+    distances: Mapping[Candidate, Mapping[int, float]], order: Sequence[Candidate]
+) -> tuple[Candidate, int] | None:
+    """(Candidate, seed) of the model to keep: the candidate with the lowest mean over its seeds, and of these the best;
+    None of none.
 
-    distances: by C and then by seed, at the full budget; C without any are left out. order: the finalists, the best
-    first, which decides between equal means.
+    distances: by candidate and then by seed, at the full budget; those without any are left out. order: the finalists,
+    the best first, which decides between equal means.
     """
     found = [c for c in order if distances.get(c)]
     if not found:

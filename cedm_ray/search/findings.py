@@ -13,7 +13,7 @@ from cedm_ray.data.image_set import ImageSet
 from cedm_ray.features.store import open_features
 from cedm_ray.metrics.agreement import knn_accuracy
 from cedm_ray.search.clusterings import Clustering, fit_summary, fitted, neighbors_features, read_labels
-from cedm_ray.search.goals import FitTask, Goal
+from cedm_ray.search.goals import Goal
 from cedm_ray.search.outcome import restore
 from cedm_ray.search.results import ClusteringSummary
 from cedm_ray.search.space import SearchSpace
@@ -59,7 +59,10 @@ def bound_findings(study: Study, space: SearchSpace, images: ImageSet, labels: s
     counted = {point.num_clusters for point in agenda.bound.points}
     clusterings, ahead = [], []
     for fit in sorted(study.fits().values(), key=lambda fit: (fit.lower, fit.num_clusters, fit.repeat)):
-        task = FitTask(num_clusters=fit.num_clusters, repeat=fit.repeat, lower=fit.lower)
+        if fit.changes:
+            # Of a trial with settings of its own, which are not those that the bound is of.
+            continue
+        task = fit.task
         summary = fit_summary(study, space, task, fit.seconds, truth)
         if fit.lower or (fit.num_clusters in counted and fit.repeat < space.bound.repeats):
             clusterings.append(Clustering(summary=summary, assignment=fitted(study, task)))

@@ -23,6 +23,8 @@ _last: tuple[tuple, TemiData] | None = None
 def run_fit(study: Study, space: SearchSpace, task: FitTask, *, device: str) -> Iterator[TemiProgress]:
     """Fit, and write tensors and record. A fit that is already recorded yields nothing.
 
+    space: of the task, with its changes in it.
+
     The seed of repeat r is space.seed + r. Raises ValueError on unusable features, StorageError.
     """
     if task.name in study.fits():
@@ -41,6 +43,7 @@ def run_fit(study: Study, space: SearchSpace, task: FitTask, *, device: str) -> 
         loss=float(fit.head_losses[fit.best_head]),
         seconds=round(time.monotonic() - started, 3),
         lower=task.lower,
+        changes=dict(task.changes),
     )
     head = {f"head.{name}": array for name, array in fit.head.items()}
     tensors = {"labels": fit.assignment.labels, "head_losses": fit.head_losses, **head}

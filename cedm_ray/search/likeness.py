@@ -16,7 +16,7 @@ from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.data.sources import source_fingerprint
 from cedm_ray.errors import ConfigurationError, InputDataError, IntegrityError
 from cedm_ray.search.outcome import study_result
-from cedm_ray.search.results import Notice, Show, StudyResult
+from cedm_ray.search.results import Notice, Show, StudyResult, read_trial_name
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -56,16 +56,18 @@ def like_space(old: Study, new: Study, given: SearchSpace | None, images: str | 
 
 def best_first(result: StudyResult) -> tuple[int, ...] | None:
     """The C that a search measured, the best first: those that came to a later rung, then those with the lower
-    distance at it, of a finalist with several seeds their mean there. None where it measured none."""
-    found: dict[int, list[tuple[int, float]]] = {}
+    distance at it, of a finalist with several seeds their mean there, of several proposals that of the best. None where
+    it measured none."""
+    found: dict[tuple[int, int], list[tuple[int, float]]] = {}
     for trial in result.trials:
         if trial.num_clusters is not None and trial.final is not None:
-            found.setdefault(trial.num_clusters, []).append((trial.final.rung, trial.final.distance))
+            candidate = trial.num_clusters, read_trial_name(trial.trial).proposal
+            found.setdefault(candidate, []).append((trial.final.rung, trial.final.distance))
     order = []
-    for num_clusters, measured in found.items():
+    for (num_clusters, _), measured in found.items():
         last = max(rung for rung, _ in measured)
         order.append((-last, fmean(distance for rung, distance in measured if rung == last), num_clusters))
-    return tuple(num_clusters for *_, num_clusters in sorted(order)) or None
+    return tuple(dict.fromkeys(num_clusters for *_, num_clusters in sorted(order))) or None
 
 
 def reuse_records(old: Study, new: Study, space: SearchSpace, images: ImageSet, show: Show) -> None:

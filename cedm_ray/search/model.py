@@ -49,7 +49,8 @@ class Meaning:
 
     num_clusters: C, None for a model without clusters. class_ids: the original cluster id of every class, [K].
     counts: training images of every class, [K]; q(c) is counts / N. Both are empty for a model without clusters.
-    features_key: of the study's features that are the condition, and feature_dim their width; None and 0 without.
+    features_key: of the study's features that are the condition, and feature_dim their width; None and 0 without. fit:
+    name of the fit that the clusters are of, None = the first of that C.
     """
 
     trial: str
@@ -63,6 +64,7 @@ class Meaning:
     sampling: SampleConfig
     features_key: str | None = None
     feature_dim: int = 0
+    fit: str | None = None
 
     @property
     def is_conditional(self) -> bool:
@@ -70,8 +72,9 @@ class Meaning:
         return bool(self.class_ids) or self.feature_dim > 0
 
     def to_json(self) -> dict[str, Any]:
-        # Left out without features, so that what is known of other models keeps its digest.
+        # Left out where they say nothing, so that what is known of other models keeps its digest.
         about = {"features_key": self.features_key, "feature_dim": self.feature_dim} if self.feature_dim else {}
+        about |= {} if self.fit is None else {"fit": self.fit}
         return about | {
             "trial": self.trial,
             "num_clusters": self.num_clusters,
@@ -98,6 +101,7 @@ class Meaning:
             sampling=SampleConfig.model_validate(value["sampling"]),
             features_key=value.get("features_key"),
             feature_dim=value.get("feature_dim", 0),
+            fit=value.get("fit"),
         )
 
 

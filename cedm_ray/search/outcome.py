@@ -1,13 +1,15 @@
 """Where a study stands and what it found, rebuilt from its space and its records and from nothing else."""
 
+from collections.abc import Sequence
+
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.errors import IntegrityError, NoUsableResultError
 from cedm_ray.features.extractors import distance_name
 from cedm_ray.search.agenda import Agenda
 from cedm_ray.search.asha import Asha
 from cedm_ray.search.contest import Contest
-from cedm_ray.search.goals import FitTask, Goal
-from cedm_ray.search.results import UNCONDITIONAL, Decision, StudyResult, TrialResult, TrialStatus, read_trial_name
+from cedm_ray.search.goals import Goal, Proposal, task_of
+from cedm_ray.search.results import UNCONDITIONAL, Decision, StudyResult, TrialResult, TrialStatus
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -28,13 +30,17 @@ def restore(study: Study, space: SearchSpace, num_images: int, goal: Goal) -> Co
         seed=space.seed,
         num_images=num_images,
         finals=space.finals,
+        own=space.own,
     )
     for fit in study.fits().values():
-        agenda.tell_fit(fit.num_clusters, fit.repeat, fit.num_used, lower=fit.lower)
+        task = fit.task
+        agenda.tell_fit(task.num_clusters, task.repeat, fit.num_used, lower=task.lower, changes=task.changes)
     for name in study.failures():
         agenda.tell_end(name)
     for wave, order in enumerate(study.refinements(), start=1):
         agenda.tell_refinement(wave, order)
+    for proposal in study.proposals():
+        agenda.tell_proposal(proposal)
     contest = Contest(agenda, Asha(space.rungs, space.finals))
     try:
         contest.replay(reports, decisions)
@@ -60,10 +66,13 @@ def study_result(study: Study, space: SearchSpace, images: ImageSet) -> StudyRes
     if agenda.bound is None:
         return None
     fits, failures = study.fits(), study.failures()
-    planned = [task.trial for task in sorted(agenda.trials, key=lambda task: (task.num_clusters or 0, task.seed))]
+    planned = sorted(agenda.trials, key=lambda task: (task.num_clusters or 0, task.proposal, task.seed))
+    planned = [task.trial for task in planned]
     planned = list(dict.fromkeys([UNCONDITIONAL, *planned]))
     names = [*planned, *sorted(set(study.trials()) - set(planned))]
-    trials = tuple(_trial_result(study, name, asha, fits, failures) for name in names)
+    # After the trials, which are begun when their proposals are on record; the next may be known before it is.
+    proposals = max(agenda.proposals, tuple(study.proposals()), key=len)
+    trials = tuple(_trial_result(study, name, asha, fits, failures, proposals) for name in names)
     full = len(space.rungs.rungs_kimg) - 1
     further = any(report.rung > full for trial in trials for report in trial.reports)
     best = None if agenda.winner is None else next(trial for trial in trials if trial.trial == agenda.winner.trial)
@@ -84,22 +93,23 @@ def study_result(study: Study, space: SearchSpace, images: ImageSet) -> StudyRes
     )
 
 
-def _trial_result(study: Study, name: str, asha: Asha, fits, failures) -> TrialResult:
+def _trial_result(study: Study, name: str, asha: Asha, fits, failures, proposals: Sequence[Proposal]) -> TrialResult:
     judged = {decision.rung for decision in asha.decisions if decision.trial == name}
-    num_clusters, seed = read_trial_name(name)
-    fit_name = None if num_clusters is None else FitTask(num_clusters=num_clusters, repeat=0).name
+    task = task_of(name, proposals)
+    fit_name = None if task.fit is None else task.fit.name
     fit = fits.get(fit_name)
     status, reason = standing(asha.newest.get(name), failures.get(name, failures.get(fit_name)))
     if (last := failures.get(f"{name}-final")) is not None:
         reason = f"{reason}; training on from there failed: {last}"
     return TrialResult(
         trial=name,
-        num_clusters=num_clusters,
+        num_clusters=task.num_clusters,
         num_used=None if fit is None else fit.num_used,
         status=status,
         reason=reason,
         reports=tuple(report for report in study.reports(name) if report.rung in judged),
-        seed=seed,
+        seed=task.seed,
+        settings=dict(proposals[task.proposal - 1].settings) if task.proposal else {},
     )
 
 

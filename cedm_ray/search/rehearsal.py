@@ -23,7 +23,7 @@ from cedm_ray.diffusion.train import train
 from cedm_ray.diffusion.unet import UNet
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.search.clusterings import features_shape
-from cedm_ray.search.goals import TrainTask
+from cedm_ray.search.goals import FitTask, TrainTask
 from cedm_ray.search.results import Notice, Progress
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
@@ -147,7 +147,11 @@ def _pixels(study: Study, space: SearchSpace) -> tuple[np.ndarray, int]:
 
 def _conditions(study: Study, space: SearchSpace, trial: TrainTask, size: int) -> Iterator[Condition]:
     """The one that was asked for, then those whose clusters the study has fitted."""
-    used = {fit.num_clusters: fit.num_used for fit in study.fits().values() if fit.repeat == 0}
+    used = {
+        fit.num_clusters: fit.num_used
+        for fit in study.fits().values()
+        if fit.task == FitTask(num_clusters=fit.num_clusters, repeat=0)
+    }
     augment_dim = NUM_LABELS if space.augmentation.probability else 0
     others = sorted(c for c in used if c != trial.num_clusters)
     for task in (trial, *(TrainTask(num_clusters=c) for c in others)):

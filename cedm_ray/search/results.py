@@ -6,9 +6,9 @@ distances in the detector's own units, lower is better; `images_seen` counts tra
 
 import re
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,28 +23,41 @@ FEATURES = "features"
 TrialStatus = Literal["running", "waiting", "completed", "stopped", "diverged", "collapsed", "failed"]
 """What a trial is. "waiting": at a rung, without a process, for what others will measure there."""
 
-TRIAL_PATTERN = re.compile(rf"{UNCONDITIONAL}|{FEATURES}|c(?P<clusters>\d{{5,}})(?:-s(?P<seed>[1-9]\d*))?")
+TRIAL_PATTERN = re.compile(
+    rf"{UNCONDITIONAL}|{FEATURES}|c(?P<clusters>\d{{5,}})(?:-p(?P<proposal>[1-9]\d*))?(?:-s(?P<seed>[1-9]\d*))?"
+)
+
+
+class TrialName(NamedTuple):
+    """What a trial's name says. num_clusters: C, None without clusters. seed: above 0 for a finalist that is trained
+    again. proposal: number of the proposal that it tries, 0 for the space's own settings."""
+
+    num_clusters: int | None
+    seed: int = 0
+    proposal: int = 0
 
 
 @cache
-def trial_name(num_clusters: int | None, seed: int = 0) -> str:
+def trial_name(num_clusters: int | None, seed: int = 0, proposal: int = 0) -> str:
     """The name of the trial conditioned on `num_clusters` clusters; None is the unconditional baseline.
 
-    seed: 0 for the search's own trial; a finalist's further seeds are trials of their own.
+    seed: 0 for the search's own trial; a finalist's further seeds are trials of their own. proposal: number of the
+    proposal that it tries, from 1; 0 for none, which has the space's own settings.
     """
     if num_clusters is None:
         return UNCONDITIONAL
-    return f"c{num_clusters:05d}" + (f"-s{seed}" if seed else "")
+    return f"c{num_clusters:05d}" + (f"-p{proposal}" if proposal else "") + (f"-s{seed}" if seed else "")
 
 
 @cache
-def read_trial_name(name: str) -> tuple[int | None, int]:
-    """(C, seed) of a trial, undoing `trial_name`. Raises ValueError for a name of none."""
+def read_trial_name(name: str) -> TrialName:
+    """What a trial's name says, undoing `trial_name`. Raises ValueError for a name of none."""
     found = TRIAL_PATTERN.fullmatch(name)
     if found is None:
         raise ValueError(f"{name!r} is no name of a trial")
     clusters = found["clusters"]
-    return None if clusters is None else int(clusters), int(found["seed"] or 0)
+    number = None if clusters is None else int(clusters)
+    return TrialName(number, int(found["seed"] or 0), int(found["proposal"] or 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,12 +214,22 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a trial ended. status: completed, stopped, diverged, collapsed or failed. distances: (rung, distance) of
+    every rung that it came to with a usable distance, rising."""
+
+    status: TrialStatus
+    distances: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialResult:
     """How a trial ended, in words where it did not complete. num_clusters None: the unconditional baseline, or the
     trial on features. seed: above 0 for a finalist that was trained again.
 
     num_used: C^u, the number of classes that the network was conditioned on; None without clusters, and where the
-    trial ended before its clusters were known. utilization is num_used / num_clusters, r_C.
+    trial ended before its clusters were known. utilization is num_used / num_clusters, r_C. settings: the value of
+    every setting that is searched besides C, by its path; empty where none is.
     """
 
     trial: str
@@ -216,6 +239,7 @@ class TrialResult:
     reason: str
     reports: tuple[TrialReport, ...]
     seed: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def at(self, rung: int) -> TrialReport | None:
         """The report of a rung, from 0; None where there is none with a usable distance."""

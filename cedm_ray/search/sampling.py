@@ -64,7 +64,8 @@ class SampleJob:
     study: absolute. space: of the study, its extractor located. num_clusters: C of the model, None = none.
     checkpoint, guide: folders of checkpoints, guide None where there is no autoguidance. config: of the sampler,
     guidance included. min_confidence: None = every image is kept. max_tries: candidates of a seed where one is given.
-    about: everything that the images are a function of.
+    about: everything that the images are a function of. fit: name of the fit that the clusters are of, None = the first
+    of that C.
     """
 
     study: Path
@@ -77,6 +78,7 @@ class SampleJob:
     min_confidence: float | None
     max_tries: int
     about: dict[str, Any]
+    fit: str | None = None
 
     @property
     def rows_at_once(self) -> int:
@@ -137,12 +139,13 @@ def settle_job(
         if not 0 < min_confidence <= 1:
             raise ConfigurationError(f"--min-confidence must lie in (0, 1], got {min_confidence:g}")
         # Opened here as well: what is missing is then found before any worker starts.
-        open_confidence(study, space, meaning.num_clusters, "cpu")
+        open_confidence(study, space, meaning.num_clusters, "cpu", fit=meaning.fit)
     features = space.features.model_copy(update={"extractor": absolute_spec(space.features.extractor)})
     return SampleJob(
         study=study.path.absolute(),
         space=space.model_copy(update={"features": features}),
         num_clusters=meaning.num_clusters,
+        fit=meaning.fit,
         checkpoint=checkpoint.folder.absolute(),
         guide=None if found is None else found.folder.absolute(),
         condition=condition,
@@ -170,11 +173,12 @@ def find_elsewhere(study: Study, name: str, show: Show) -> tuple[Study, durable.
     return other, find_checkpoint(other, trial or None, show)
 
 
-def same_clusters(study: Study, num_clusters: int, other: Study, others_clusters: int) -> bool:
-    """Whether trials of two studies with those C are conditioned on the same clusters of the same images."""
+def same_clusters(study: Study, meaning: Meaning, other: Study, theirs: Meaning) -> bool:
+    """Whether models of two studies are conditioned on the same clusters of the same images."""
     if open_image_set(study.images).digest != open_image_set(other.images).digest:
         return False
-    labels = (load_assignment(place, c).labels for place, c in ((study, num_clusters), (other, others_clusters)))
+    both = ((study, meaning), (other, theirs))
+    labels = (load_assignment(place, one.num_clusters, one.fit).labels for place, one in both)
     return np.array_equal(*labels)
 
 
@@ -200,8 +204,8 @@ def _check_guide(study: Study, meaning: Meaning, other: Study, theirs: Meaning) 
     if theirs.feature_dim:
         return
     fits = theirs.num_clusters == meaning.num_clusters
-    if fits and other.path.absolute() != study.path.absolute():
-        fits = same_clusters(study, meaning.num_clusters, other, theirs.num_clusters)
+    if fits and (other.path.absolute() != study.path.absolute() or theirs.fit != meaning.fit):
+        fits = same_clusters(study, meaning, other, theirs)
     if not fits:
         mend = "name an unconditional guide, or one that was trained on the model's own clusters"
         raise ConfigurationError(f"{theirs.trial} cannot guide {meaning.trial}: its clusters are others", mend=mend)
@@ -316,5 +320,5 @@ def open_sampler(job: SampleJob, device: str) -> Sampler:
     guide = None if job.guide is None else open_model(durable.read_checkpoint(job.guide), device, study)
     confidence = None
     if job.min_confidence is not None:
-        confidence = open_confidence(study, job.space, job.num_clusters, device)
+        confidence = open_confidence(study, job.space, job.num_clusters, device, fit=job.fit)
     return Sampler(job=job, model=model, guide=guide, confidence=confidence)

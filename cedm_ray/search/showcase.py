@@ -37,7 +37,7 @@ def make_showcase(study: Study, images: ImageSet, device: str) -> None:
     """
     model = open_model(durable.read_checkpoint(study.best), device, study)
     meaning = model.meaning
-    labels = load_assignment(study, meaning.num_clusters).labels
+    labels = load_assignment(study, meaning.num_clusters, meaning.fit).labels
     rows = spread_over_sizes(meaning.counts, ROWS)
     clusters = np.asarray(meaning.class_ids)[rows]
     rng = np.random.default_rng(0)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cedm_ray.clustering.bound import BoundConfig
 from cedm_ray.clustering.kmeans import KMeansConfig
@@ -23,6 +23,7 @@ from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.evaluate import EvaluationConfig
 from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.model import CheckpointConfig
+from cedm_ray.search.settings import Settings, corners, frozen, told, why_not
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
@@ -107,6 +108,35 @@ class SearchSpace(Config):
         if last is not None and last <= full:
             raise ValueError(f"finals.budget_kimg must lie above the last rung, {full:g}; got {last:g}")
         return self
+
+    @model_validator(mode="after")
+    def _settings_that_may_be_searched(self) -> "SearchSpace":
+        also, plain = self.candidates.also, self.model_dump()
+        for path in also:
+            if (reason := why_not(path, plain)) is not None:
+                raise ValueError(f"candidates.also cannot have {path}: {reason}")
+        for values in corners(also) if also else ():
+            try:
+                self.changed(frozen(values))
+            except ValidationError as error:
+                reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"candidates.also with {told(values)}: {reason[:1].lower()}{reason[1:]}") from None
+        return self
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The space's own values of the settings that are searched besides C, by path."""
+        paths = [(path, *path.split(".")) for path in self.candidates.also]
+        return {path: getattr(getattr(self, section), name) for path, section, name in paths}
+
+    def changed(self, changes: Settings) -> "SearchSpace":
+        """The space of one trial or fit of a search for more than C: with those settings, and as one that searches C
+        alone. Raises pydantic.ValidationError where that is none."""
+        plain = self.model_dump(exclude={"candidates"})
+        for path, value in changes:
+            section, _, name = path.partition(".")
+            plain[section][name] = value
+        return SearchSpace.model_validate(plain)
 
     def settled(self) -> dict[str, Any]:
         """What a study must keep when it is resumed: all but what changes no result (resources, checkpoints, how much

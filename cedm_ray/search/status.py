@@ -15,7 +15,7 @@ from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.features.extractors import distance_name
 from cedm_ray.lock import Owner
-from cedm_ray.search.goals import FitTask, Goal
+from cedm_ray.search.goals import Goal, Proposal, task_of
 from cedm_ray.search.outcome import restore, standing
 from cedm_ray.search.results import (
     TRIAL_PATTERN,
@@ -23,7 +23,6 @@ from cedm_ray.search.results import (
     Decision,
     TrialReport,
     TrialStatus,
-    read_trial_name,
     trial_name,
 )
 from cedm_ray.search.space import SearchSpace
@@ -45,7 +44,7 @@ class TrialStanding:
     report or checkpoint. distance: at its last rung. images_per_s: of training in its last interval. gpus: that it
     holds. gpu_h, trial_h: GPU-hours and hours of its reports. eta_s: seconds to the last rung at its last pace,
     evaluations included, as if nothing stopped it; None where that is not known or it does not run. reason: of the last
-    decision on it, or the text of its failure.
+    decision on it, or the text of its failure. settings: those that are searched besides C, by path.
     """
 
     trial: str
@@ -61,6 +60,7 @@ class TrialStanding:
     trial_h: float
     eta_s: float | None
     reason: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def utilization(self) -> float | None:
@@ -119,9 +119,12 @@ def read_standing(study: Study) -> Standing:
         # The decisions before the trials: what they were taken on was written before them.
         contest = restore(study, space, num_images, Goal(kind="search"))
         bound, judged = contest.agenda.bound, contest.asha.newest
+    found, failures = study.trials(), study.failures()
+    # After the trials, which are begun when their proposals are on record.
+    proposals = study.proposals()
     trials = tuple(
-        _trial(study, space, name, judged.get(name), fits, study.failures(), driver is not None)
-        for name in _names(study)
+        _trial(study, space, name, proposals, judged.get(name), fits, failures, driver is not None)
+        for name in _names(study, found, failures, proposals)
     )
     running = [trial for trial in trials if trial.state == "running"]
     gpu_h, wasted = [trial.gpu_h for trial in trials], [trial for trial in trials if trial.state in WASTED]
@@ -145,29 +148,29 @@ def read_standing(study: Study) -> Standing:
     )
 
 
-def _names(study: Study) -> list[str]:
-    """The trials that are planned and those that left anything."""
+def _names(study: Study, found: Sequence[str], failures: dict[str, str], proposals: Sequence[Proposal]) -> list[str]:
+    """The trials that are planned and those that left anything. found: those of the latter that began."""
     planned = [trial_name(c) for c in sorted(study.candidates())]
-    found = study.trials()
+    if proposals:
+        planned = [one.task.trial for one in sorted(proposals, key=lambda one: (one.num_clusters, one.number))]
+    failed = {name for name in failures if TRIAL_PATTERN.fullmatch(name)}
     baseline = [UNCONDITIONAL] if planned or UNCONDITIONAL in found else []
-    return [*baseline, *planned, *sorted({*found, *_failed_trials(study)} - {UNCONDITIONAL, *planned})]
-
-
-def _failed_trials(study: Study) -> list[str]:
-    return [name for name in study.failures() if TRIAL_PATTERN.fullmatch(name)]
+    return [*baseline, *planned, *sorted({*found, *failed} - {UNCONDITIONAL, *planned})]
 
 
 def _trial(
     study: Study,
     space: SearchSpace,
     name: str,
+    proposals: Sequence[Proposal],
     judged: Decision | None,
     fits: dict[str, FitRecord],
     failures: dict[str, str],
     driven: bool,
 ) -> TrialStanding:
-    num_clusters, _ = read_trial_name(name)
-    first_fit = None if num_clusters is None else FitTask(num_clusters=num_clusters, repeat=0).name
+    task = task_of(name, proposals)
+    num_clusters = task.num_clusters
+    first_fit = None if task.fit is None else task.fit.name
     fit = fits.get(first_fit)
     reports = study.reports(name)
     saved = study.images_saved(name)
@@ -192,6 +195,7 @@ def _trial(
         trial_h=sum(report.train_s + report.evaluate_s for report in reports) / 3600,
         eta_s=_left(space, seen) / pace if state == "running" and (pace := _pace(last)) else None,
         reason=reason,
+        settings=dict(proposals[task.proposal - 1].settings) if task.proposal else {},
     )
 
 

@@ -14,6 +14,7 @@
       clusterings/NAME.parquet any clustering for people and other programs, written once; NAME.html shows it
       candidates.json          the C to train, in their order               driver
       candidates-WWW.json      those of the W-th refinement, from 1         driver
+      proposals/NNNN.json      trials of a search for more than C, from 1   driver
       trials/NAME/reports/     one record a rung                            the trial
       trials/NAME/checkpoints/ the newest checkpoints                       the trial
       decisions/SSSSSS.json    what was decided on each report, in order    driver
@@ -39,13 +40,15 @@ import numpy as np
 from cedm_ray import durable
 from cedm_ray.errors import ConfigurationError, IntegrityError
 from cedm_ray.lock import refuse_if_overtaken
+from cedm_ray.search.goals import FitTask, Proposal
 from cedm_ray.search.results import TRIAL_PATTERN, Decision, TrialReport
+from cedm_ray.search.settings import frozen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRecord:
     """One finished TEMI fit. loss: of its best head. seconds: wall time of the fit. lower: made with gamma = 1, for the
-    lower end."""
+    lower end. changes: what its clustering settings were otherwise than the space's, by their paths."""
 
     num_clusters: int
     repeat: int
@@ -53,6 +56,13 @@ class FitRecord:
     loss: float
     seconds: float
     lower: bool = False
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def task(self) -> FitTask:
+        """What was asked for."""
+        changes = frozen(self.changes)
+        return FitTask(num_clusters=self.num_clusters, repeat=self.repeat, lower=self.lower, changes=changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +217,15 @@ class Study:
         """The C to train in the order in which they are started; empty while that is not on record."""
         path = self.path / "candidates.json"
         return tuple(durable.read_record(path)["order"]) if path.exists() else ()
+
+    def write_proposal(self, proposal: Proposal) -> None:
+        """Record a proposed trial, before it is started."""
+        self.confirm()
+        durable.write_record(self.path / "proposals" / f"{proposal.number:04d}.json", proposal.to_json())
+
+    def proposals(self) -> list[Proposal]:
+        """All proposed trials by their numbers. Raises IntegrityError where one is missing."""
+        return [Proposal.from_json(record) for record in self._sequence("proposals")]
 
     def write_report(self, report: TrialReport) -> None:
         folder = self.path / "trials" / report.trial / "reports"

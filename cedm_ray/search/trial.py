@@ -26,10 +26,11 @@ from cedm_ray.search.checkpoints import CheckpointWriter
 from cedm_ray.search.clusterings import neighbors_features
 from cedm_ray.search.evaluate import distance_to, image_statistics, low_rank_distance, merged_over_workers, own_share
 from cedm_ray.search.feature_bank import unit_features
-from cedm_ray.search.goals import FitTask
+from cedm_ray.search.goals import FitTask, TrainTask
 from cedm_ray.search.measure import open_detector, reference_statistics
 from cedm_ray.search.model import Meaning, load_checkpoint
-from cedm_ray.search.results import FEATURES, Notice, RungSamples, TrialReport, trial_name
+from cedm_ray.search.results import FEATURES, Notice, RungSamples, TrialReport
+from cedm_ray.search.settings import Settings
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -40,9 +41,10 @@ SHOWN_IMAGES = 64
 """How many of a rung's images are told of, to be looked at."""
 
 
-def load_assignment(study: Study, num_clusters: int) -> ClusterAssignment:
-    """The assignment that trials of this C are conditioned on: that of its first fit."""
-    tensors, provenance = durable.read_tensors(study.fit(FitTask(num_clusters=num_clusters, repeat=0).name))
+def load_assignment(study: Study, num_clusters: int, fit: str | None = None) -> ClusterAssignment:
+    """The assignment that trials of this C are conditioned on: that of its first fit, or of the fit of that name."""
+    name = fit or FitTask(num_clusters=num_clusters, repeat=0).name
+    tensors, provenance = durable.read_tensors(study.fit(name))
     return ClusterAssignment(
         labels=tensors["labels"], num_clusters=num_clusters, method=provenance["method"], provenance=provenance
     )
@@ -57,12 +59,15 @@ def run_trial(
     features: bool = False,
     seed: int = 0,
     final: bool = False,
+    proposal: int = 0,
+    changes: Settings = (),
 ) -> Iterator[TrainProgress | RungSamples | TrialReport | Notice]:
     """Train on C = `num_clusters` clusters through all rungs of the space (None: unconditionally, or with `features` on
     the images' feature vectors).
 
     seed: above 0 trains with other weights, order and noise on the same clusters, as a trial of its own. final: train
-    on to finals.budget_kimg, which is one rung more and the only one that is reported.
+    on to finals.budget_kimg, which is one rung more and the only one that is reported. proposal, changes: of the
+    `TrainTask`; the space has the changes in it.
     Yields TrainProgress while training and one TrialReport at every rung, those of an earlier run included, each one
     that is new after its RungSamples, while there is no record of it yet. Raises InputDataError where the clustering
     gives no condition, IntegrityError, StorageError.
@@ -71,7 +76,8 @@ def run_trial(
     if features:
         meaning, conditions = _feature_conditions(study, space, images)
     else:
-        meaning, conditions = _conditions(study, space, images, num_clusters, seed)
+        task = TrainTask(num_clusters=num_clusters, seed=seed, proposal=proposal, changes=changes)
+        meaning, conditions = _conditions(study, space, images, task)
     detector = open_detector(space, images, device)
     reference = frechet_reference(reference_statistics(study, space, images, detector))
     state = TrainState.create(
@@ -251,14 +257,15 @@ def training_seed(space: SearchSpace, seed: int) -> int:
 
 
 def _conditions(
-    study: Study, space: SearchSpace, images: ImageSet, num_clusters: int | None, seed: int
+    study: Study, space: SearchSpace, images: ImageSet, task: TrainTask
 ) -> tuple[Meaning, np.ndarray | None]:
     """What the network of this trial is, and the class of every training image (None: unconditional)."""
     class_ids: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
-    classes = None
+    classes, num_clusters = None, task.num_clusters
+    fit = task.fit.name if task.fit is not None and task.fit.changes else None
     if num_clusters is not None:
-        assignment = load_assignment(study, num_clusters)
+        assignment = load_assignment(study, num_clusters, fit)
         if assignment.num_used < 2:
             raise InputDataError(
                 f"C = {num_clusters}: all images fell into one cluster, which is no condition",
@@ -267,8 +274,8 @@ def _conditions(
         class_ids = tuple(assignment.used_ids.tolist())
         counts = tuple(assignment.compact_counts.tolist())
         classes = assignment.compact_labels
-    name = trial_name(num_clusters, seed)
-    return _meaning(space, images, name, num_clusters=num_clusters, class_ids=class_ids, counts=counts), classes
+    about = {"num_clusters": num_clusters, "class_ids": class_ids, "counts": counts, "fit": fit}
+    return _meaning(space, images, task.trial, **about), classes
 
 
 def _feature_conditions(study: Study, space: SearchSpace, images: ImageSet) -> tuple[Meaning, np.ndarray]:
@@ -288,6 +295,7 @@ def _meaning(
     num_clusters: int | None = None,
     class_ids: tuple[int, ...] = (),
     counts: tuple[int, ...] = (),
+    fit: str | None = None,
     features_key: str | None = None,
     feature_dim: int = 0,
 ) -> Meaning:
@@ -301,6 +309,7 @@ def _meaning(
         network=space.network,
         edm=space.edm,
         sampling=space.sampling,
+        fit=fit,
         features_key=features_key,
         feature_dim=feature_dim,
     )

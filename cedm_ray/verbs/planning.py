@@ -155,13 +155,14 @@ def _budget_lines(budget, hardware: str) -> list[str]:
     )
     millions = budget.images.times(1e-6)
     baseline = budget.baseline_images / 1e6
-    times = f"{_span(budget.saving)} times as many as these C"
+    what = "C" if budget.proposed is None else "trials"
+    times = f"{_span(budget.saving)} times as many as these {what}"
     each = f", {budget.gpus_each:g} GPU each" if budget.gpus_each else ""
     more = f" and at most {budget.refined} more by refinement" if budget.refined else ""
     lines = [
-        f"The search: after the bound's fits, {budget.candidates} C{more}{rungs}, and the unconditional model to the "
-        "last.",
-        f"Trained: {_span(millions)} million images for all C, {baseline:,.3g} for the unconditional model.",
+        f"The search: after the bound's fits, {budget.candidates} {what}{_proposed(budget)}{more}{rungs}, and the "
+        "unconditional model to the last.",
+        f"Trained: {_span(millions)} million images for all {what}, {baseline:,.3g} for the unconditional model.",
         f"Saved: {budget.exhaustive} would be {budget.exhaustive_images / 1e6:,.4g} million, {times}.",
     ]
     after = _after(budget)
@@ -186,6 +187,16 @@ def _budget_lines(budget, hardware: str) -> list[str]:
     )
     lines.append("Figures a-b are the 5th and 95th percentile over searches whose ranking is drawn at random.")
     return lines
+
+
+def _proposed(budget) -> str:
+    """What trials are made of and who proposes them, in words; empty where C is searched alone."""
+    from cedm_ray.search.settings import last_words
+
+    if budget.proposed is None:
+        return ""
+    how = {"grid": "a grid", "random": "drawn", "tpe": "proposed by TPE"}[budget.proposed]
+    return f" of C with {', '.join(last_words(budget.searched).values())} ({how})" if budget.searched else f" ({how})"
 
 
 def _after(budget) -> str:

@@ -97,7 +97,7 @@ def _tell_rejection(job, made) -> None:
     from cedm_ray.search.study import Study
 
     study = Study(job.study)
-    of_training = training_confidence(study, open_confidence(study, job.space, job.num_clusters, "cpu"))
+    of_training = training_confidence(study, open_confidence(study, job.space, job.num_clusters, "cpu", fit=job.fit))
     share = f"{(of_training >= job.min_confidence).mean():.1%} of the training images reach {job.min_confidence:g}"
     text = f"kept {made.kept:,} of {made.drawn:,} images drawn; {made.without:,} seeds have none; {share}"
     if not made.kept + made.found:
@@ -189,7 +189,7 @@ def figure(
                 model, place, open_model(checkpoint, device, others_study), others_study, **common
             )
         if kind == "confidence":
-            confidence = open_confidence(place, space, model.meaning.num_clusters, device)
+            confidence = open_confidence(place, space, model.meaning.num_clusters, device, fit=model.meaning.fit)
             unconditional = find_model(place, UNCONDITIONAL, device, show)
             picture = paired.confidence_picture(model, unconditional, confidence, candidates=candidates, **common)
     durable.write_bytes(out, png(picture))

@@ -128,7 +128,9 @@ def complete_curves(study: Study, space: SearchSpace) -> None:
                 curves.write(0, session_end(status))
     for name, fit in study.fits().items():
         with EventFile(study.tensorboard(name)) as curves:
-            curves.scalars(space.clustering.epochs, {"temi/utilization": fit.num_used / fit.num_clusters})
+            changes = fit.task.changes
+            epochs = (space.changed(changes) if changes else space).clustering.epochs
+            curves.scalars(epochs, {"temi/utilization": fit.num_used / fit.num_clusters})
 
 
 def _ends(study: Study) -> Mapping[str, TrialStatus]:

@@ -5,6 +5,7 @@ run beside the trial's.
 """
 
 import time
+from collections.abc import Sequence
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import metadata
@@ -20,8 +21,9 @@ from tensorboard.plugins.hparams.api_pb2 import (
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 
 from cedm_ray.features.extractors import distance_name
-from cedm_ray.search.goals import FitTask
-from cedm_ray.search.results import TrialStatus, read_trial_name, trial_name
+from cedm_ray.search.goals import Proposal, task_of
+from cedm_ray.search.results import TrialStatus, trial_name
+from cedm_ray.search.settings import shown
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 from cedm_ray.search.trial import training_seed
@@ -34,26 +36,39 @@ _TYPES = {bool: "DATA_TYPE_BOOL", str: "DATA_TYPE_STRING", int: "DATA_TYPE_FLOAT
 def hyperparameters(study: Study, space: SearchSpace, trial: str) -> dict[str, bool | float | str]:
     """What a trial is trained with, by the names of the columns; one without clusters has neither C nor anything of
     TEMI."""
-    num_clusters, seed = read_trial_name(trial)
+    proposals = study.proposals()
+    task = task_of(trial, proposals)
+    num_clusters = task.num_clusters
+    space = space.changed(task.changes) if task.changes else space
     found: dict[str, bool | float | str] = {}
     if num_clusters is not None:
         found["C"] = num_clusters
-        fit = study.fits().get(FitTask(num_clusters=num_clusters, repeat=0).name)
+        fit = study.fits().get(task.fit.name)
         if fit is not None:
             found |= {"clusters used": fit.num_used, "r_C": fit.num_used / num_clusters}
         found |= {"gamma": space.clustering.gamma, "extractor": space.features.extractor}
     training, network = space.training, space.network
-    return found | {
-        "seed": training_seed(space, seed),
-        "learning rate": training.learning_rate,
-        "batch size": training.batch_size,
-        "EMA half-life kimg": training.ema_halflife_kimg,
-        "dropout": network.dropout,
-        "label dropout": network.label_dropout,
-        "augmentation": space.augmentation.probability,
-        "guidance": space.sampling.guidance,
-        "budget kimg": space.rungs.rungs_kimg[-1],
-    }
+    return (
+        found
+        | {
+            "seed": training_seed(space, task.seed),
+            "learning rate": training.learning_rate,
+            "batch size": training.batch_size,
+            "EMA half-life kimg": training.ema_halflife_kimg,
+            "dropout": network.dropout,
+            "label dropout": network.label_dropout,
+            "augmentation": space.augmentation.probability,
+            "guidance": space.sampling.guidance,
+            "budget kimg": space.rungs.rungs_kimg[-1],
+        }
+        | _searched(proposals, task.proposal)
+    )
+
+
+def _searched(proposals: Sequence[Proposal], number: int) -> dict[str, bool | float | str]:
+    """The settings that are searched besides C, by path, as that proposal has them; none where there is none such."""
+    settings = proposals[number - 1].settings if 0 < number <= len(proposals) else ()
+    return {path: value if type(value) in _TYPES else shown(value) for path, value in settings}
 
 
 def session_start(study: Study, space: SearchSpace, trial: str) -> list[Summary.Value]:
@@ -63,6 +78,7 @@ def session_start(study: Study, space: SearchSpace, trial: str) -> list[Summary.
     first.
     """
     columns = {"C": 0, "clusters used": 0, "r_C": 0.0} | hyperparameters(study, space, trial_name(2))
+    columns |= _searched(study.proposals(), 1)
     experiment = Experiment(
         hparam_infos=[HParamInfo(name=name, type=DataType.Value(_TYPES[type(v)])) for name, v in columns.items()],
         metric_infos=[

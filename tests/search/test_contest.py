@@ -68,7 +68,7 @@ class World:
         while not agenda.finished:
             if (turns := turns - 1) < 0:
                 return False
-            self.waves = list((agenda.waves or ((),))[1:])
+            self.waves = [tuple(task.num_clusters for task in wave) for wave in (agenda.waves or ())[1:]]
             while (task := agenda.ask(free_fits=4, free_trials=slots - len(running))) is not None:
                 if isinstance(task, FitTask):
                     agenda.tell_fit(task.num_clusters, task.repeat, task.num_clusters)

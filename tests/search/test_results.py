@@ -37,12 +37,19 @@ def test_names_of_trials_sort_by_c():
     assert sorted(map(trial_name, (100, 20, 3))) == ["c00003", "c00020", "c00100"]
 
 
-@pytest.mark.parametrize(("c", "seed"), [(None, 0), (2, 0), (100, 3), (123456, 12)])
-def test_a_trial_is_read_from_its_name(c, seed):
-    assert read_trial_name(trial_name(c, seed)) == (c, seed)
+@pytest.mark.parametrize(
+    ("c", "seed", "proposal"), [(None, 0, 0), (2, 0, 0), (100, 3, 0), (123456, 12, 0), (20, 0, 7), (20, 2, 13)]
+)
+def test_a_trial_is_read_from_its_name(c, seed, proposal):
+    assert read_trial_name(trial_name(c, seed, proposal)) == (c, seed, proposal)
 
 
-@pytest.mark.parametrize("name", ["c100", "c00100-s0", "c00100-final", "c00100-r0", "unconditional-s1", "", "ray"])
+def test_a_proposal_has_its_number_in_its_trials_names():
+    assert trial_name(20, proposal=3) == "c00020-p3"
+    assert trial_name(20, seed=1, proposal=3) == "c00020-p3-s1"
+
+
+@pytest.mark.parametrize("name", ["c100", "c00100-s0", "c00100-p0", "c00100-s1-p2", "c00100-final", "c00100-r0", "unconditional-s1", "", "ray"])
 def test_a_name_of_no_trial_is_refused(name):
     with pytest.raises(ValueError, match="is no name of a trial"):
         read_trial_name(name)

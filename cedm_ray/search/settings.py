@@ -1,0 +1,151 @@
+"""Settings that are searched besides C: which may be, and the values that they may have.
+
+A setting is named by its path in the search space, such as `training.learning_rate`.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag, model_validator
+
+from cedm_ray.config import Config
+
+Settings = tuple[tuple[str, Any], ...]
+"""Values by their paths, in the order of the paths: as a dict, but with an order and a hash."""
+
+SECTIONS = ("clustering", "network", "edm", "augmentation", "training", "sampling")
+"""The sections of a space whose settings may be searched; they say what a trial is, and not how trials are compared."""
+
+MOST_CORNERS = 2048
+"""How many combinations of smallest, largest and listed values a space may have, all of which are checked."""
+
+_CLUSTERING = "clustering."
+# What changes no result, or is not a trial's own.
+_REFUSED = {
+    "clustering.preset": "its values are settings of their own",
+    "clustering.num_neighbors": "all fits of a study share its neighbors",
+    "clustering.head_group": "it changes no result",
+    "clustering.memory_budget_gib": "it changes no result",
+    "clustering.compile": "it changes no result",
+    "training.microbatch": "it changes no result",
+    "training.compile": "it changes no result",
+    "sampling.batch_size": "it changes no result",
+    "sampling.compile": "it changes no result",
+}
+_DIGITS = 4
+
+
+class Range(Config):
+    """Values from low to high, both included, evenly spread; with `log` evenly in their logarithm. Whole numbers where
+    the setting is a whole number, else drawn to four digits."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"low must lie below high {self.high:g}, got {self.low:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low must be above 0 for a range in log, got {self.low:g}")
+        return self
+
+    def draw(self, dice: random.Random, *, whole: bool) -> float:
+        """A value. whole: whether it must be a whole number."""
+        if whole and not self.log:
+            return dice.randint(math.ceil(self.low), math.floor(self.high))
+        if self.log:
+            return self.rounded(math.exp(dice.uniform(math.log(self.low), math.log(self.high))), whole=whole)
+        return self.rounded(dice.uniform(self.low, self.high), whole=whole)
+
+    def rounded(self, value: float, *, whole: bool) -> float:
+        """The value as it is used: whole, or to four digits, and within the range all the same."""
+        if whole:
+            return min(max(round(value), math.ceil(self.low)), math.floor(self.high))
+        return float(min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high))
+
+
+Values = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[tuple[Any, ...], Tag("values")],
+    Discriminator(lambda given: "values" if isinstance(given, list | tuple) else "range"),
+]
+"""A range, or the values themselves."""
+
+
+def frozen(values: Mapping[str, Any]) -> Settings:
+    """Values by their paths with an order and a hash: lists become tuples."""
+    return tuple((path, hashable(values[path])) for path in sorted(values))
+
+
+def of_clusterings(settings: Settings) -> Settings:
+    """Those settings that a clustering depends on."""
+    return tuple((path, value) for path, value in settings if path.startswith(_CLUSTERING))
+
+
+def differing(settings: Settings, own: Mapping[str, Any]) -> Settings:
+    """Those settings whose values are not the space's own. own: by path."""
+    return tuple((path, value) for path, value in settings if value != hashable(own[path]))
+
+
+def is_whole(own: Any) -> bool:
+    """Whether a setting is a whole number, by the space's own value of it."""
+    return isinstance(own, int) and not isinstance(own, bool)
+
+
+def why_not(path: str, space: Mapping[str, Any]) -> str | None:
+    """Why a setting may not be searched, in words; None where it may. space: a whole search space as plain values."""
+    section, _, name = path.partition(".")
+    if section not in space or section not in SECTIONS:
+        known = ", ".join(SECTIONS)
+        return f"settings of {known} may be searched"
+    if not isinstance(space[section], Mapping) or name not in space[section]:
+        return f"{section} has no such setting; it has {', '.join(space[section])}"
+    if path in _REFUSED:
+        return _REFUSED[path]
+    if path == "sampling.num_steps" and space["evaluation"]["num_steps"] is not None:
+        return "rungs are measured with evaluation.num_steps, so it would change no distance"
+    return None
+
+
+def corners(also: Mapping[str, Values]) -> Iterable[dict[str, Any]]:
+    """Every combination of the listed values and the ends of the ranges. Raises ValueError where there are too many."""
+    choices = {
+        path: values if isinstance(values, tuple) else (values.low, values.high) for path, values in also.items()
+    }
+    count = math.prod(map(len, choices.values()))
+    if count > MOST_CORNERS:
+        raise ValueError(
+            f"the values of candidates.also have {count:,} combinations, and at most {MOST_CORNERS:,} can be "
+            "checked; search fewer settings at once, or write ranges instead of lists"
+        )
+    return (dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
+
+
+def shown(value: Any) -> str:
+    """A value as tables show it."""
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def told(settings: Settings | Mapping[str, Any]) -> str:
+    """Settings in one line, each by the last part of its path: `guidance 0.5, learning_rate 0.001`. Where two paths end
+    alike, these are told whole."""
+    values = dict(settings)
+    names = last_words(values)
+    return ", ".join(f"{names[path]} {shown(value)}" for path, value in values.items())
+
+
+def last_words(paths: Iterable[str]) -> dict[str, str]:
+    """What tables call settings, by path: the last part, or the whole path where two end alike."""
+    ends = {path: path.rpartition(".")[2] for path in paths}
+    return {path: path if list(ends.values()).count(end) > 1 else end for path, end in ends.items()}
+
+
+def hashable(value: Any) -> Any:
+    """A value whose lists, inner ones too, are tuples."""
+    return tuple(map(hashable, value)) if isinstance(value, list | tuple) else value
