@@ -205,6 +205,34 @@ def finished(prepared, tiny_space, tmp_path_factory) -> Study:
     return study
 
 
+@pytest.fixture(scope="session")
+def proposing_space(tiny_space) -> SearchSpace:
+    """A search of the weight of guidance and of the clusters' gamma with C."""
+    plain = tiny_space.model_dump(mode="json")
+    return SearchSpace.model_validate(
+        {
+            **plain,
+            "bound": {**plain["bound"], "c_limit": 4},
+            "candidates": {"explicit": [3], "also": {"sampling.guidance": [0, 1], "clustering.gamma": [0.6, 0.9]}},
+            "network": {**plain["network"], "label_dropout": 0.1},
+            # Everybody goes to the last rung.
+            "rungs": {**plain["rungs"], "grace_kimg": 1},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def proposed(proposing_space, tmp_path_factory) -> Study:
+    """That search, finished."""
+    study = Study(tmp_path_factory.mktemp("proposed") / "study")
+    images = prepare(study, proposing_space)
+    drive(study, proposing_space)
+    checkpoint = newest_checkpoint(study.checkpoints(study_result(study, proposing_space, images).best))
+    keep_model(checkpoint, study.best)
+    make_showcase(study, images, "cpu")
+    return study
+
+
 @pytest.fixture
 def fresh(prepared, tmp_path) -> Study:
     """A copy of the prepared study."""

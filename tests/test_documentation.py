@@ -86,7 +86,8 @@ def keys(model: type[Config], prefix: str = "") -> set[str]:
 def flattened(value: dict, prefix: str = "") -> set[str]:
     found = set()
     for name, inner in value.items():
-        found |= flattened(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {prefix + name}
+        nested = isinstance(inner, dict) and inner
+        found |= flattened(inner, f"{prefix}{name}.") if nested else {prefix + name}
     return found
 
 

@@ -22,7 +22,7 @@ from cedm_ray.search.results import (
     TrialResult,
     trial_name,
 )
-from cedm_ray.terminal import ClusteringTable, Display, answer, print_result, print_table
+from cedm_ray.terminal import ClusteringTable, Display, answer, print_result, print_table, trial_label
 
 
 class Clock:
@@ -328,3 +328,24 @@ def test_answers_without_gain_with_loss_and_without_best():
     )
     assert "no unconditional model of the same budget" in answer(result(gain=None))
     assert answer(result(best=None, gain=None)).startswith("C_V was not found")
+
+
+def test_settings_that_are_searched_besides_c_are_columns_and_in_the_answer(capsys):
+    one = result()
+    settings = {"training.learning_rate": 0.0005, "sampling.guidance": 1}
+    trials = [
+        trial if trial.num_clusters is None else dataclasses.replace(trial, settings=settings) for trial in one.trials
+    ]
+    one = dataclasses.replace(one, trials=tuple(trials))
+    print_result(one)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    header = next(line for line in lines if line[:1] == ["C"])
+    assert header[:4] == ["C", "learning_rate", "guidance", "C^u"]
+    assert next(line for line in lines if line[:1] == ["4"])[:3] == ["4", "0.0005", "1"]
+    assert next(line for line in lines if line[:1] == ["none"])[:3] == ["none", "–", "–"]
+    assert answer(one).startswith("C_V = 4 with learning_rate 0.0005, guidance 1: ")
+
+
+def test_a_proposal_is_told_by_its_number():
+    assert trial_label("c00020-p3") == "20 p3"
+    assert trial_label("c00020-p3-s1") == "20 p3 seed 1"

@@ -30,8 +30,8 @@ class CandidatesConfig(Config):
     setting; the unconditional model keeps the space's own, and so does the search for the bound. proposals: which of
     them are tried. "grid": all, for which each has a list; "random": drawn by the seed; "tpe": ten drawn, then proposed
     by Optuna's tree-structured Parzen estimator from what others measured. num_trials: how many, None = all of the
-    grid. ahead: how many "tpe" proposes before the first of them must be over; so it is never more than so many that
-    run at once, and what it proposes depends on no cluster.
+    grid. ahead: how many "tpe" proposes before the first of them must be over. So at most so many run at once, and a
+    proposal follows from how the trials before that ended, whoever else may have been quick.
     """
 
     explicit: tuple[int, ...] | None = None

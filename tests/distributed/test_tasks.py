@@ -19,6 +19,8 @@ from cedm_ray.search.space import SearchSpace
         TrainTask(num_clusters=None),
         TrainTask(num_clusters=40, seed=2, final=True),
         TrainTask(num_clusters=None, features=True),
+        TrainTask(num_clusters=40, proposal=3, changes=(("network.channel_mult", (1, 2)), ("sampling.guidance", 1))),
+        FitTask(num_clusters=40, repeat=0, changes=(("clustering.gamma", 0.8),)),
     ],
 )
 def test_a_task_arrives_as_it_was_sent(space, study, task):

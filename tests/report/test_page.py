@@ -282,3 +282,31 @@ def test_a_share_outside_its_range_is_refused():
 def test_durations_for_the_eye():
     seconds = (0.42, 12.2, 59.7, 200, 18420, 183600)
     assert [duration(s) for s in seconds] == ["0.4 s", "12 s", "1 min 0 s", "3 min 20 s", "5 h 7 min", "2 d 3 h"]
+
+
+def with_settings():
+    """The study with a search of the rate and a list, one trial of C = 20 beside another."""
+    settings = {"training.learning_rate": 0.0005, "network.channel_mult": (1, 2)}
+    trials = [one if one.num_clusters is None else replace(one, settings=settings) for one in STUDY.trials]
+    other = trial(20, [35.0], "stopped", "35 is above the cutoff", 20)
+    other = replace(other, trial="c00020-p7", settings={**settings, "network.channel_mult": "=1+1"})
+    return replace(STUDY, trials=(*trials, other))
+
+
+def test_settings_are_columns_of_the_page_and_said_of_the_best(tmp_path):
+    text = page(tmp_path, with_settings())
+    assert '<th class="n">learning_rate</th>' in text
+    assert '<td class="n">20, p7</td>' in text
+    assert '<td class="n">[1, 2]</td>' in text
+    assert "It has learning_rate 0.0005, channel_mult [1, 2]." in text
+    assert '<th class="n">learning_rate</th>' not in page(tmp_path, STUDY)
+
+
+def test_settings_are_columns_of_the_table_by_their_paths(tmp_path):
+    write_table(with_settings(), tmp_path / "results.csv")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert list(rows[0])[-2:] == ["training.learning_rate", "network.channel_mult"]
+    found = {row["trial"]: (row["training.learning_rate"], row["network.channel_mult"]) for row in rows}
+    assert found["unconditional"] == ("", "")
+    assert found["c00020"] == ("0.0005", "[1, 2]")
+    assert found["c00020-p7"] == ("0.0005", "'=1+1")

@@ -8,7 +8,7 @@ import pytest
 
 from cedm_ray.evaluation import requests
 from cedm_ray.search import budget
-from cedm_ray.search.budget import GAMES, _play, plan_search
+from cedm_ray.search.budget import GAMES, _play, _waves, plan_search
 from cedm_ray.search.plan import plan_trial
 from cedm_ray.search.rates import Rate
 from cedm_ray.search.space import SearchSpace
@@ -233,3 +233,26 @@ def test_a_cluster_without_room_for_a_trial_is_refused(tiny_space):
 def test_the_sets_of_the_measurement_are_those_of_evaluate():
     """The search may not import the room that measures."""
     assert budget._SETS == requests.SETS
+
+
+@pytest.mark.parametrize(("rule", "first"), [("asha", 9), ("halving", 4)])
+def test_proposals_are_counted_as_trials(tiny_space, rule, first):
+    also = {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}
+    candidates = {"count": 3, "also": also, "proposals": "tpe", "num_trials": 9, "ahead": 4}
+    space = space_with(tiny_space, candidates=candidates)
+    space = space.model_copy(update={"rungs": space.rungs.model_copy(update={"rule": rule})})
+    assert _waves(space, 9) == [first, *[1] * (9 - first)]
+    found = budget_of(space)
+    assert (found.candidates, found.refined, found.exhaustive_images) == (9, 0, 9 * 4000)
+    assert (found.searched, found.proposed) == (("training.learning_rate",), "tpe")
+    # Each of them to the first rung, and more than half of them no further under halving.
+    assert found.images.low >= 9 * 1000 + 3000
+    lists = {"candidates": {"count": 3, "also": {"sampling.num_steps": [3, 4]}}}
+    assert budget_of(space_with(tiny_space, **lists)).candidates == 6
+    assert budget_of(space_with(tiny_space)).proposed is None
+
+
+def test_the_papers_grid_is_of_c_alone(tiny_space):
+    also = {"candidates": {"count": 2, "also": {"clustering.gamma": [0.6, 0.8]}}, "name": "cifar10"}
+    assert budget_of(space_with(tiny_space, **also)).exhaustive == "all 4 candidates to the last rung"
+    assert "17 C" in budget_of(space_with(tiny_space, name="cifar10")).exhaustive

@@ -401,3 +401,186 @@ def test_an_overtaken_driver_writes_nothing_more(tmp_path):
                 write()
             assert caught.value.exit_code == 6
         assert files() == before
+
+
+ALSO = {
+    "training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+    "clustering.gamma": [0.6, 0.8],
+    "sampling.guidance": [0, 1],
+}
+
+
+def space_of_proposals(proposals, rule="asha", **more):
+    also = dict(ALSO)
+    if proposals == "grid":
+        also["training.learning_rate"] = [1e-3, 2e-3]
+    return space_of(
+        bound={"alpha": 0.9, "c_start": 4, "c_limit": 4},
+        candidates={"explicit": [2, 3, 4], "also": also, "proposals": proposals, "num_trials": 9, "ahead": 3},
+        rungs={"rungs_kimg": [1, 2], "reduction_factor": 2, "rule": rule},
+        network={"label_dropout": 0.1},
+        finals={"finalists": 2, "seeds": 2, "budget_kimg": 4},
+        **more,
+    )
+
+
+class PowerCut(Exception):
+    """After a record was written."""
+
+
+def work_off(path, space, monkeypatch=None, slots=1):
+    """Drive to the end, one task after another; with a monkeypatch every driver dies with its next new record. (The
+    last driver's cluster, how many drivers there were)."""
+    drivers, write = 0, durable.write_record
+
+    def write_and_die(place, record):
+        new = not place.exists()
+        write(place, record)
+        if new:
+            raise PowerCut
+
+    if monkeypatch is not None:
+        monkeypatch.setattr(durable, "write_record", write_and_die)
+    while True:
+        drivers += 1
+        try:
+            cluster = Cluster(path, space, total=(slots, 0))
+            while not cluster.driver.finished:
+                cluster.start_all()
+                run_first(cluster)
+            return cluster, drivers
+        except PowerCut:
+            continue
+
+
+def run_first(cluster):
+    """Do the task that was started first, up to what stops it."""
+    name, (task, _) = next(iter(cluster.driver.live.items()))
+    if isinstance(task, FitTask):
+        changes = dict(task.changes)
+        record = FitRecord(
+            num_clusters=task.num_clusters,
+            repeat=task.repeat,
+            num_used=task.num_clusters,
+            loss=0.0,
+            seconds=1.0,
+            changes=changes,
+        )
+        if name not in cluster.study.fits():
+            labels = np.resize(np.arange(task.num_clusters, dtype=np.int32), 1000)
+            cluster.study.write_fit(record, name, {"labels": labels}, {"method": "temi"})
+        cluster.driver.end(name)
+        return
+    if task.num_clusters is not None:
+        # What it is conditioned on is there before it starts.
+        assert task.fit.name in cluster.study.fits()
+    own = cluster.driver.space_for(task)
+    for rung in range(2, 3) if task.final else range(2):
+        # A function of what is trained: the rate, the guidance, the clusters, and the seed a little.
+        distance = abs(np.log10(own.training.learning_rate) + 3.2) + own.sampling.guidance + own.clustering.gamma
+        distance += 0.1 * (task.num_clusters or 40) + 0.01 * task.seed + 2 - rung / 2
+        recorded = {report.rung: report for report in cluster.study.reports(task.trial)}
+        if rung not in recorded:
+            report = TrialReport.played(task.trial, rung, float(distance), images_seen=1000 * 2**rung)
+            cluster.study.write_report(report)
+        if cluster.driver.judge(cluster.study.reports(task.trial)[rung]).status != "running":
+            break
+    cluster.driver.end(name)
+
+
+def records(study):
+    """Every record of a study by its path, what it took excepted."""
+    return {
+        str(path.relative_to(study.path)): durable.read_record(path)
+        for path in study.path.rglob("*.json")
+        if path.parent.name != "timings"
+    }
+
+
+@pytest.mark.parametrize("rule", ["asha", "halving"])
+@pytest.mark.parametrize("proposals", ["grid", "random", "tpe"])
+def test_a_search_for_more_than_c_that_dies_after_every_record_comes_to_the_same(
+    tmp_path, monkeypatch, proposals, rule
+):
+    space = space_of_proposals(proposals, rule)
+    whole, _ = work_off(tmp_path / "whole", space)
+    with monkeypatch.context() as patch:
+        parts, drivers = work_off(tmp_path / "parts", space, patch)
+    found = records(whole.study)
+    assert records(parts.study) == found
+    assert drivers > len(found) // 2
+    tried = whole.study.proposals()
+    assert len({(one.num_clusters, one.settings) for one in tried}) == 9
+    # Every trial was trained as its record says, and every fit was made with its own gamma.
+    for one in tried:
+        values, own = dict(one.settings), whole.driver.space_for(one.task)
+        assert own.training.learning_rate == values["training.learning_rate"]
+        assert own.sampling.guidance == values["sampling.guidance"]
+        assert own.clustering.gamma == values["clustering.gamma"]
+        assert (one.task.fit.name == f"c{one.num_clusters:05d}-r0") == (values["clustering.gamma"] == 0.6)
+        assert whole.driver.space_for(one.task.fit).clustering.gamma == values["clustering.gamma"]
+    # The winner is the best of those that came to the last rung, by the function above, and was trained on.
+    winner = whole.driver.agenda.winner
+    assert whole.study.reports(winner.trial)[-1].rung == 2
+    ended = {d.trial: d for d in whole.study.decisions() if d.rung == 1 and d.status == "completed"}
+    best = min((whole.study.reports(name)[1].distance, name) for name in ended if name.startswith("c"))[1]
+    assert winner.trial == best
+
+
+def test_what_tpe_proposes_does_not_depend_on_the_cluster(tmp_path):
+    """Under halving with enough places for all, and one after another."""
+    space = space_of_proposals("tpe", "halving", resources={"fit": {"at_once": 1}})
+    found = [work_off(tmp_path / str(slots), space, slots=slots)[0].study.proposals() for slots in (1, 2, 8)]
+    assert len(found[0]) == 9
+    first = [[(one.num_clusters, one.settings) for one in of[:4]] for of in found]
+    assert first[0] == first[1] == first[2]
+
+
+def test_a_proposal_is_on_record_and_said_before_its_trial_starts(tmp_path):
+    cluster = Cluster(tmp_path, space_of_proposals("tpe"), total=(1, 0))
+    while cluster.driver.agenda.bound is None:
+        cluster.start_all()
+        run_first(cluster)
+    tried = cluster.study.proposals()
+    assert [one.number for one in tried] == [1, 2, 3]
+    assert sorted(durable.read_record(tmp_path / "candidates.json")["order"]) == [2, 3, 4]
+    told = [text for text in cluster.notices if text.startswith(f"{tried[0].task.trial} has ")]
+    assert len(told) == 1
+    assert f"guidance {dict(tried[0].settings)['sampling.guidance']}" in told[0]
+    while not cluster.driver.finished:
+        cluster.start_all()
+        known = {one.task.trial for one in cluster.study.proposals()}
+        live = {task.trial for task, _ in cluster.driver.live.values() if isinstance(task, TrainTask)}
+        assert {name.partition("-s")[0] for name in live} <= known | {UNCONDITIONAL}
+        run_first(cluster)
+
+
+def test_what_ran_out_of_memory_keeps_its_own_settings(tmp_path):
+    cluster = Cluster(tmp_path, space_of_proposals("grid"), total=(1, 0))
+    while not cluster.study.proposals():
+        cluster.start_all()
+        run_first(cluster)
+    task = next(one.task for one in cluster.study.proposals() if len(one.changes) == 3)
+    cluster.driver.live[task.name] = (task, None)
+    cluster.driver.die(task.name, "CUDA out of memory", out_of_memory=True)
+    halved, own = cluster.driver.space_for(task), cluster.driver.space.changed(task.changes)
+    assert halved.training.microbatch == 256
+    assert halved.settled() == own.settled()
+
+
+def test_a_search_of_c_alone_has_no_proposals(tmp_path):
+    cluster, _ = work_off(tmp_path, space_of(bound={"alpha": 0.9, "c_start": 4, "c_limit": 4}))
+    assert cluster.study.proposals() == []
+    assert cluster.driver.agenda.proposals == ()
+    assert cluster.driver.agenda.winner.proposal == 0
+
+
+def test_tpe_trains_the_c_alone_where_nothing_else_is_searched(tmp_path):
+    space = space_of(
+        bound={"alpha": 0.9, "c_start": 64, "c_limit": 64},
+        candidates={"low": 2, "count": 12, "proposals": "tpe", "num_trials": 5, "ahead": 2},
+    )
+    cluster, _ = work_off(tmp_path, space)
+    tried = cluster.study.proposals()
+    assert len({one.num_clusters for one in tried}) == len(tried) == 5
+    assert all(one.settings == one.changes == () for one in tried)

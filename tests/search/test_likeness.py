@@ -1,5 +1,6 @@
 """A search like an earlier one: where it starts, in which order, and what it never computes again."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -215,3 +216,14 @@ def test_a_study_that_was_begun_before_there_was_an_order_goes_on(done, tiny_spa
     (done.path / "space.json").unlink()
     durable.write_record(done.path / "space.json", settled)
     done.settle(tiny_space.settled())
+
+
+def test_of_several_proposals_of_a_c_the_best_counts(done):
+    whole = study_result(done, SearchSpace.from_settled(done.settled()), open_image_set(done.images))
+    trials = [
+        measured(20, 9.0, 5.0, name="c00020-p1"),
+        measured(20, 9.0, 3.0, name="c00020-p2"),
+        measured(50, 9.0, 4.0, name="c00050-p3"),
+        measured(9, 2.0, name="c00009-p4"),
+    ]
+    assert best_first(dataclasses.replace(whole, trials=tuple(trials))) == (20, 50, 9)

@@ -239,3 +239,34 @@ def test_a_search_with_waiting_trials_finalists_and_a_last_stretch(fresh, tiny_s
     assert len(stopped) == len(driver.agenda.candidates) - 1
     assert all(t.final.distance >= completed[0].reports[0].distance for t in stopped)
     assert restore(fresh, space, len(images), Goal(kind="search")).agenda.finished
+
+
+def test_a_result_tells_every_proposal_with_its_settings(proposed, proposing_space):
+    images = open_image_set(proposed.images)
+    result = study_result(proposed, proposing_space, images)
+    tried = {one.task.trial: dict(one.settings) for one in proposed.proposals()}
+    assert [trial.trial for trial in result.trials] == [
+        "unconditional",
+        "c00003-p1",
+        "c00003-p2",
+        "c00003-p3",
+        "c00003-p4",
+    ]
+    assert {trial.trial: trial.settings for trial in result.trials[1:]} == tried
+    assert result.trials[0].settings == {}
+    assert {trial.num_clusters for trial in result.trials[1:]} == {3}
+    for trial in result.trials[1:]:
+        gamma = tried[trial.trial]["clustering.gamma"]
+        fit = "c00003-r0" if gamma == 0.6 else "c00003-5f7a6adf-r0"
+        assert trial.num_used == proposed.fits()[fit].num_used
+    best = min(result.trials[1:], key=lambda trial: trial.reports[-1].distance)
+    assert (result.best, result.best_num_clusters) == (best.trial, 3)
+
+
+def test_a_proposal_whose_fit_failed_is_told_with_its_text(proposed, proposing_space, tmp_path):
+    shutil.copytree(proposed.path, tmp_path / "study")
+    study = Study(tmp_path / "study")
+    study.write_failure("c00003-5f7a6adf-r0", "out of memory")
+    result = study_result(study, proposing_space, open_image_set(study.images))
+    failed = {trial.trial for trial in result.trials if trial.status == "failed"}
+    assert failed == {one.task.trial for one in study.proposals() if dict(one.settings)["clustering.gamma"] == 0.9}

@@ -49,7 +49,10 @@ def test_a_proposal_has_its_number_in_its_trials_names():
     assert trial_name(20, seed=1, proposal=3) == "c00020-p3-s1"
 
 
-@pytest.mark.parametrize("name", ["c100", "c00100-s0", "c00100-p0", "c00100-s1-p2", "c00100-final", "c00100-r0", "unconditional-s1", "", "ray"])
+@pytest.mark.parametrize(
+    "name",
+    ["c100", "c00100-s0", "c00100-p0", "c00100-s1-p2", "c00100-final", "c00100-r0", "unconditional-s1", "", "ray"],
+)
 def test_a_name_of_no_trial_is_refused(name):
     with pytest.raises(ValueError, match="is no name of a trial"):
         read_trial_name(name)

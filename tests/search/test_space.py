@@ -163,3 +163,73 @@ def test_a_study_begun_before_there_was_a_key_goes_on_with_its_default(tmp_path,
     changed = tiny_space.model_copy(update={"rungs": rungs})
     with pytest.raises(ConfigurationError, match=r"rungs\.rule"):
         study.settle(changed.settled(), SearchSpace.completed)
+
+
+ALSO = """
+name: a
+network: {label_dropout: 0.1}
+candidates:
+  also:
+    training.learning_rate: {low: 1e-4, high: 1e-2, log: true}
+    sampling.guidance: [0, 0.5, 1]
+    network.channel_mult: [[1, 2], [2, 2]]
+  proposals: tpe
+  num_trials: 20
+"""
+
+
+def test_a_search_for_more_than_c_is_written_as_documented_and_kept_as_it_is(tmp_path):
+    space = read_space(write(tmp_path, ALSO), images="x")
+    assert space.candidates.proposes
+    assert space.own == {
+        "training.learning_rate": 1e-3,
+        "sampling.guidance": 0,
+        "network.channel_mult": (2, 2, 2),
+    }
+    study = Study(tmp_path / "study")
+    study.settle(space.settled())
+    again = SearchSpace.from_settled(study.settled())
+    assert again.settled() == space.settled()
+    assert again.candidates == space.candidates
+    study.settle(again.settled(), SearchSpace.completed)
+    assert not SearchSpace.model_validate({"name": "a", "images": {}}).candidates.proposes
+
+
+def test_a_trials_space_has_its_own_values_and_searches_nothing_else(tmp_path):
+    space = read_space(write(tmp_path, ALSO), images="x")
+    changes = (("network.channel_mult", (1, 2)), ("sampling.guidance", 1), ("training.learning_rate", 2e-3))
+    found = space.changed(changes)
+    assert (found.network.channel_mult, found.sampling.guidance) == ((1, 2), 1)
+    assert found.training.learning_rate == 2e-3
+    assert not found.candidates.proposes
+    rest = [space.model_dump(), found.model_dump()]
+    for plain in rest:
+        del plain["candidates"], plain["network"]["channel_mult"]
+        del plain["sampling"]["guidance"], plain["training"]["learning_rate"]
+    assert rest[0] == rest[1]
+    with pytest.raises(pydantic.ValidationError, match="greater than 0"):
+        space.changed((("training.learning_rate", -1.0),))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("training.learning_rate:", "images.size:", r"cannot have images\.size: settings of clustering, network"),
+        ("training.learning_rate:", "training.rate:", r"training has no such setting; it has batch_size"),
+        ("low: 1e-4", "low: -1", r"range\.?.*low must be above 0 for a range in log, got -1"),
+        ("low: 1e-4, ", "", r"candidates\.also\.training\.learning_rate\.range\.low is missing"),
+        ("{low: 1e-4, high: 1e-2, log: true}", "[0, 1]", r"with .*learning_rate 0.*: input should be greater than 0"),
+        ("[0, 0.5, 1]", "0.5", r"candidates\.also\.sampling\.guidance"),
+        ("[0, 0.5, 1]", "[]", r"list at least one value of sampling\.guidance, each once"),
+        ("[0, 0.5, 1]", "[0, 1, 0]", r"list at least one value of sampling\.guidance, each once"),
+        ("label_dropout: 0.1", "label_dropout: 0", r"with .*guidance 0\.5.*: sampling\.guidance needs network\.label"),
+        ("tpe", "grid", r"a grid has no ranges: list values of training\.learning_rate"),
+        ("  num_trials: 20\n", "", r"num_trials must say how many trials are proposed by tpe"),
+        ("num_trials: 20", "num_trials: 20\n  refine: 1", r"refine is for a search of C alone"),
+        ("num_trials: 20", "num_trials: 20\n  early: true", r"early is for a search of C alone"),
+    ],
+)
+def test_what_may_not_be_searched_is_refused_with_its_path(tmp_path, old, new, message):
+    assert old in ALSO
+    with pytest.raises(ConfigurationError, match=message):
+        read_space(write(tmp_path, ALSO.replace(old, new)), images="x")

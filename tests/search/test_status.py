@@ -183,3 +183,12 @@ def test_a_finished_study_tells_what_each_trial_measured(done):
 def test_no_study_is_a_configuration_error(tmp_path):
     with pytest.raises(ConfigurationError, match="is not a study"):
         read_standing(Study(tmp_path / "nothing"))
+
+
+def test_proposals_are_listed_by_c_with_their_settings(proposed):
+    standing = read_standing(proposed)
+    assert [trial.trial for trial in standing.trials] == [UNCONDITIONAL, *(f"c00003-p{n}" for n in (1, 2, 3, 4))]
+    tried = {one.task.trial: dict(one.settings) for one in proposed.proposals()}
+    assert all(trial.settings == tried.get(trial.trial, {}) for trial in standing.trials)
+    assert all(trial.num_used is not None for trial in standing.trials[1:])
+    assert json.loads(json.dumps(standing.to_json()))["trials"][1]["settings"] == tried["c00003-p1"]

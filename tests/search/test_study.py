@@ -7,6 +7,7 @@ import pytest
 
 from cedm_ray import durable
 from cedm_ray.errors import ConfigurationError, IntegrityError
+from cedm_ray.search.goals import FitTask, Proposal
 from cedm_ray.search.results import Decision, TrialReport
 from cedm_ray.search.study import FitRecord, Study
 
@@ -209,3 +210,29 @@ def test_evaluations_of_a_model_are_not_those_of_another_seed_of_it(study):
     assert [one["images_seen"] for one in study.evaluations("c00004")] == [1, 2]
     assert [one["images_seen"] for one in study.evaluations("c00004-s1")] == [3]
     assert study.evaluations("c00005") == []
+
+
+def test_proposals_are_read_by_their_numbers_and_none_may_be_missing(tmp_path):
+    study = Study(tmp_path)
+    assert study.proposals() == []
+    written = [
+        Proposal(number=number, num_clusters=9, settings=(("network.channel_mult", (1, number)),), changes=())
+        for number in (1, 2, 3)
+    ]
+    for one in written:
+        study.write_proposal(one)
+    assert study.proposals() == written
+    (tmp_path / "proposals" / "0002.json").unlink()
+    with pytest.raises(IntegrityError, match="record 2 is missing"):
+        study.proposals()
+
+
+def test_a_fits_changes_are_kept_and_older_records_have_none(tmp_path):
+    study = Study(tmp_path)
+    task = FitTask(num_clusters=9, repeat=0, changes=(("clustering.gamma", 0.8),))
+    record = FitRecord(num_clusters=9, repeat=0, num_used=9, loss=0.0, seconds=1.0, changes=dict(task.changes))
+    study.write_fit(record, task.name, {}, {})
+    assert study.fits()[task.name].task == task
+    old = {"num_clusters": 8, "repeat": 1, "num_used": 8, "loss": 0.0, "seconds": 1.0}
+    durable.write_record(tmp_path / "fits" / "c00008-r1.json", old)
+    assert study.fits()["c00008-r1"].task == FitTask(num_clusters=8, repeat=1)

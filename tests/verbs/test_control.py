@@ -103,3 +103,16 @@ def test_a_driver_that_does_not_end_is_75(run, fresh, monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (600, "10 min"), (9000, "2.5 h"), (3 * 86400, "3.0 days")])
 def test_durations_are_told_in_the_unit_that_fits(seconds, text):
     assert control.duration(seconds) == text
+
+
+def test_status_has_a_column_for_every_setting_that_is_searched(run, proposed):
+    code, out, _ = run("status", proposed.path)
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    header = next(line for line in lines if line[:1] == ["C"])
+    assert header[:4] == ["C", "gamma", "guidance", "C^u"]
+    one = proposed.proposals()[0]
+    values = dict(one.settings)
+    row = next(line for line in lines if line[:2] == ["3", "p1"])
+    assert row[2:4] == [f"{values['clustering.gamma']:g}", f"{values['sampling.guidance']:g}"]
+    assert next(line for line in lines if line[:1] == ["none"])[1:3] == ["–", "–"]

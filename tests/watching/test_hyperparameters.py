@@ -9,6 +9,7 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from cedm_ray.search.results import UNCONDITIONAL
+from cedm_ray.search.study import Study
 from cedm_ray.watching.curves import complete_curves
 from cedm_ray.watching.hyperparameters import hyperparameters, session_end
 
@@ -78,3 +79,17 @@ def test_only_what_went_wrong_is_a_failure(status):
     data = backend_context.metadata.parse_session_end_info_plugin_data(value.metadata.plugin_data.content)
     good = status in ("completed", "stopped")
     assert data.status == (api_pb2.STATUS_SUCCESS if good else api_pb2.STATUS_FAILURE)
+
+
+def test_a_proposal_is_a_row_with_its_own_settings(proposed, proposing_space, tmp_path):
+    shutil.copytree(proposed.path, tmp_path / "study")
+    study = Study(tmp_path / "study")
+    complete_curves(study, proposing_space)
+    found = rows(study.path / "tensorboard")
+    for one in study.proposals():
+        values, columns = dict(one.settings), found[one.task.trial]["columns"]
+        # Nought is shown as nothing by `rows`.
+        assert columns["guidance"] == columns["sampling.guidance"] == (values["sampling.guidance"] or "")
+        assert columns["gamma"] == columns["clustering.gamma"] == values["clustering.gamma"]
+        assert columns["clusters used"] == study.fits()[one.task.fit.name].num_used
+    assert "sampling.guidance" not in found[UNCONDITIONAL]["columns"]
