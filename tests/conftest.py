@@ -100,10 +100,12 @@ def prepare(study: Study, space: SearchSpace, show: Callable = lambda event: Non
     """Settle the space; images, features and neighbors."""
     study.settle(space.settled())
     images = prepare_images(study, space, show)
-    extractor = open_extractor(space.features.extractor, images, pixel_components=space.features.pixel_components)
-    key = feature_key(images, extractor)
-    _, features = exhaust(extract_features(images, extractor, study.features(key), batch_size=64))
-    prepare_neighbors(study, space, features, key, "cpu", show)
+    for other in (None, *space.other_extractors):
+        components = space.features.pixel_components
+        extractor = open_extractor(other or space.features.extractor, images, pixel_components=components)
+        key = feature_key(images, extractor)
+        _, features = exhaust(extract_features(images, extractor, study.features(key), batch_size=64))
+        prepare_neighbors(study, space, features, key, "cpu", show, extractor=other)
     return images
 
 

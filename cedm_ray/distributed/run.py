@@ -38,6 +38,7 @@ from cedm_ray.search.outcome import dead_end, restore, study_result
 from cedm_ray.search.packing import Cluster
 from cedm_ray.search.prepare import prepare_images, prepare_neighbors
 from cedm_ray.search.results import Notice, Show
+from cedm_ray.search.settings import EXTRACTOR
 from cedm_ray.search.showcase import make_showcase
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.stop import obeying
@@ -84,6 +85,8 @@ def run_study(
             total = cluster_resources()
             show(Notice(text=f"{len(images):,} images; Ray has {total.cpus:g} CPUs and {total.gpus:g} GPUs"))
             _prepare(study, space, images, show)
+            for extractor in space.other_extractors if goal.kind == "search" else ():
+                _prepare(study, space, images, show, other=extractor)
             if goal.kind in ("search", "trial"):
                 with _timed(study, "reference"):
                     _on_a_gpu(_measure_reference, str(study.path.absolute()), located(space))
@@ -137,19 +140,22 @@ def _on_cluster(study: Study, address: str | None) -> Iterator[None]:
         yield
 
 
-def _prepare(study: Study, space: SearchSpace, images: ImageSet, show: Show) -> str:
-    """Features and neighbors, computed where they are missing. Returns the features' key."""
+def _prepare(study: Study, space: SearchSpace, images: ImageSet, show: Show, *, other: str | None = None) -> str:
+    """Features and neighbors, computed where they are missing. other: of that extractor instead of the space's own.
+    Returns the features' key."""
+    space = space if other is None else space.changed(((EXTRACTOR, other),))
     with _timed(study, "features"):
         _, key = prepare_features(study, space, images, cluster_resources(), show)
-    known = neighbors_features(study)
-    if known not in (None, key) and study.fits():
+    known = neighbors_features(study, other)
+    fits = [fit for fit in study.fits().values() if fit.changes.get(EXTRACTOR) == other]
+    if known not in (None, key) and fits:
         mend = "put back the features or weights that the study was begun with, or begin another study"
         raise InputDataError(
             f"{space.features.extractor} gives other features than {study.path} has fits of", mend=mend
         )
     if known != key:
         with _timed(study, "neighbors"):
-            for notice in _on_a_gpu(_find_neighbors, str(study.path.absolute()), space, key):
+            for notice in _on_a_gpu(_find_neighbors, str(study.path.absolute()), space, key, other):
                 show(notice)
     return key
 
@@ -280,9 +286,10 @@ def _is_unfinished(study: Study, space: SearchSpace, images: ImageSet) -> bool:
     return space.finals.evaluate and kept["images_seen"] not in measured
 
 
-def _find_neighbors(path: str, space: SearchSpace, key: str, device: str) -> list[Notice]:
+def _find_neighbors(path: str, space: SearchSpace, key: str, extractor: str | None, device: str) -> list[Notice]:
     study, notices = Study(Path(path)), []
-    prepare_neighbors(study, space, open_features(study.features(key)), key, device, notices.append)
+    features = open_features(study.features(key))
+    prepare_neighbors(study, space, features, key, device, notices.append, extractor=extractor)
     return notices
 
 

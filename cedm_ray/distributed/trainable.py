@@ -14,6 +14,7 @@ import ray
 from ray import tune
 from ray._raylet import setproctitle
 
+from cedm_ray.clustering.kmeans import KMeansProgress
 from cedm_ray.distributed.tasks import choose_device, is_nested, process_title, read_held, read_task
 from cedm_ray.distributed.tuning import OwnResources, task_resources
 from cedm_ray.errors import CedmError
@@ -108,7 +109,9 @@ class StudyTask(tune.Trainable):
         return run_trial(study, space, device=choose_device(held.gpus), **dataclasses.asdict(self._task))
 
     def _progress(self, event: Any) -> dict[str, Any]:
-        if isinstance(self._task, FitTask):
+        if isinstance(event, KMeansProgress):
+            said = {"epoch": event.run, "epochs": event.of, "unit": "runs"}
+        elif isinstance(self._task, FitTask):
             said = {"epoch": event.epoch, "epochs": event.epochs, "loss": event.loss, "num_used": event.num_used}
         else:
             said = {"images_seen": event.images_seen, "timesteps_total": event.images_seen, "loss": event.loss}

@@ -125,8 +125,8 @@ class DriverNews(_Unpickled, tune.Callback):
         if "notice" in result:
             self.show(Notice(text=result["notice"]))
         elif "epoch" in result:
-            detail = f"loss {result['loss']:.4g}" if "loss" in result else ""
-            self.show(Progress(task=name, done=result["epoch"], total=result["epochs"], unit="epochs", detail=detail))
+            detail, unit = f"loss {result['loss']:.4g}" if "loss" in result else "", result.get("unit", "epochs")
+            self.show(Progress(task=name, done=result["epoch"], total=result["epochs"], unit=unit, detail=detail))
         elif "images_seen" in result:
             space, final = self.driver.space, name.endswith("-final")
             total = 1000 * (space.finals.budget_kimg if final else space.rungs.rungs_kimg[-1])

@@ -186,13 +186,14 @@ def settle(request: Request, *, cache: Path, show: Show) -> Plan:
     """
     source = Study(Path(request.source))
     compared = Study(Path(request.reference)) if request.reference is not None else source
-    home = _home(source) if source.exists else _home(compared) if compared.exists else None
+    model = find_model(source, request.trial, "cpu", show) if source.exists else None
+    fit = None if model is None else model.meaning.fit
+    home = _home(source, fit) if source.exists else _home(compared) if compared.exists else None
     detector = request.detector or (home.space.evaluation.detector if home else DEFAULT_DETECTOR)
     measures = choose(request.metrics or ("fd",), detector=detector, is_given=request.detector is not None)
     extractor = home.space.features.extractor if home else detector
     networks = _networks(request, measures, home, detector=detector, extractor=extractor)
     kinds = {measure.kind for measure in measures}
-    model = find_model(source, request.trial, "cpu", show) if source.exists else None
     _check_model(request, kinds, model)
     compares = request.reference is not None or source.exists or kinds != {"inception"}
     reference = _reference(request, compared, home, cache) if compares else None
@@ -256,8 +257,11 @@ def _networks(
     return networks
 
 
-def _home(study: Study) -> Home:
+def _home(study: Study, fit: str | None = None) -> Home:
+    """fit: name of a fit whose settings, the extractor among them, are not the space's."""
     space = SearchSpace.from_settled(study.settled())
+    if fit is not None:
+        space = space.changed(study.fits()[fit].task.changes)
     return Home(study=study, space=space, images=open_image_set(study.images))
 
 

@@ -19,6 +19,7 @@ from cedm_ray.features.store import open_features
 from cedm_ray.metrics.agreement import agreement, cluster_sizes
 from cedm_ray.search.goals import FitTask
 from cedm_ray.search.results import ClusteringSummary
+from cedm_ray.search.settings import KMEANS, METHOD
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -47,17 +48,17 @@ def fitted(study: Study, task: FitTask) -> ClusterAssignment:
     )
 
 
-def features_shape(study: Study) -> tuple[int, int] | None:
-    """(N, D) of the features that are clustered; None where they are not there yet."""
-    key = neighbors_features(study)
+def features_shape(study: Study, extractor: str | None = None) -> tuple[int, int] | None:
+    """(N, D) of the features that are clustered; None where they are not there yet. extractor: as `neighbors_in`."""
+    key = neighbors_features(study, extractor)
     return None if key is None else open_features(study.features(key)).shape
 
 
-def neighbors_features(study: Study) -> str | None:
-    """The key of the features that the study's neighbors were found in; None where they are not there yet."""
-    if not study.neighbors.exists():
-        return None
-    return durable.read_tensors(study.neighbors)[1]["features"]
+def neighbors_features(study: Study, extractor: str | None = None) -> str | None:
+    """The key of the features that the study's neighbors were found in; None where they are not there yet. extractor:
+    as `neighbors_in`."""
+    place = study.neighbors_in(extractor)
+    return durable.read_tensors(place)[1]["features"] if place.exists() else None
 
 
 def summarize(
@@ -95,7 +96,7 @@ def fit_summary(
 
 def clustering_name(task: FitTask) -> str:
     """What a fit's clustering is called among all clusterings of a study."""
-    return f"temi-{task.name}"
+    return f"{KMEANS if (METHOD, KMEANS) in task.changes else 'temi'}-{task.name}"
 
 
 def read_labels(source: str | None, images: ImageSet) -> np.ndarray | None:

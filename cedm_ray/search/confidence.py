@@ -54,7 +54,8 @@ def open_confidence(
     fitted on.
     """
     head = open_head(study, num_clusters, device, fit=fit)
-    images, config = open_image_set(study.images), space.features
+    changes = study.fits()[fit].task.changes if fit is not None else ()
+    images, config = open_image_set(study.images), (space.changed(changes) if changes else space).features
     extractor = open_extractor(
         config.extractor,
         images,

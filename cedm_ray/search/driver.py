@@ -16,7 +16,7 @@ from cedm_ray.search.goals import FitTask, Goal, Task, TrainTask
 from cedm_ray.search.outcome import dead_end, restore
 from cedm_ray.search.packing import Cluster, Resources, Room, needs
 from cedm_ray.search.results import Decision, Notice, Progress, Show, TrialReport
-from cedm_ray.search.settings import told
+from cedm_ray.search.settings import EXTRACTOR, told
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
 
@@ -208,7 +208,10 @@ class Driver:
     def _placed(self, task: Task, room: Room, cluster: Cluster) -> Resources | None:
         """What a task holds and where it goes; None where it finds no place now. A fit takes none that a trial needs,
         as far as there is another."""
-        wanted = needs(self._own_space(task), task, cluster, self._features_shape)
+        shape = self._features_shape
+        if isinstance(task, FitTask) and (extractor := dict(task.changes).get(EXTRACTOR)) is not None:
+            shape = features_shape(self.study, extractor)
+        wanted = needs(self._own_space(task), task, cluster, shape)
         trial = needs(self.space, TrainTask(num_clusters=2), cluster)
         nodes = room.place(wanted, beside=trial if isinstance(task, FitTask) else None)
         return None if nodes is None else wanted.on(nodes)

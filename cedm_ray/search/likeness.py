@@ -17,6 +17,7 @@ from cedm_ray.data.sources import source_fingerprint
 from cedm_ray.errors import ConfigurationError, InputDataError, IntegrityError
 from cedm_ray.search.outcome import study_result
 from cedm_ray.search.results import Notice, Show, StudyResult, read_trial_name
+from cedm_ray.search.settings import EXTRACTOR, KMEANS, METHOD
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -94,10 +95,15 @@ def reuse_records(old: Study, new: Study, space: SearchSpace, images: ImageSet, 
             taken.append("reference statistics")
     old_space = SearchSpace.from_settled(old.settled())
     if _fits_alike(old_space, space):
-        if not new.neighbors.exists() and (found := _read(old.neighbors, show)) is not None:
-            durable.write_tensors(new.neighbors, *found)
-            taken.append("neighbors")
-        fits = {name: fit for name, fit in old.fits().items() if name not in new.fits()}
+        known = old.fits()
+        if old_space.kmeans != space.kmeans:
+            known = {name: fit for name, fit in known.items() if fit.changes.get(METHOD) != KMEANS}
+        for extractor in dict.fromkeys([None, *(fit.changes.get(EXTRACTOR) for fit in known.values())]):
+            place = new.neighbors_in(extractor)
+            if not place.exists() and (found := _read(old.neighbors_in(extractor), show)) is not None:
+                durable.write_tensors(place, *found)
+                taken.append("neighbors")
+        fits = {name: fit for name, fit in known.items() if name not in new.fits()}
         whole = {name: found for name in fits if (found := _read(old.fit(name), show)) is not None}
         for name, (tensors, provenance) in whole.items():
             new.write_fit(fits[name], name, tensors, provenance)

@@ -63,13 +63,22 @@ def _check_unchanged(images: ImageSet, config: ImagesConfig, study: Study, show:
 
 
 def prepare_neighbors(
-    study: Study, space: SearchSpace, features: np.ndarray, key: str, device: str, show: Show
+    study: Study,
+    space: SearchSpace,
+    features: np.ndarray,
+    key: str,
+    device: str,
+    show: Show,
+    *,
+    extractor: str | None = None,
 ) -> None:
     """Find the nearest neighbors of all images in the features of `key`, unless they are there.
 
-    Where there are no more images than neighbors, every other image is a neighbor, and `show` is told.
+    extractor: whose features they are, where that is another than the space's own. Where there are no more images than
+    neighbors, every other image is a neighbor, and `show` is told.
     """
-    if study.neighbors.exists() and durable.read_tensors(study.neighbors)[1]["features"] == key:
+    place = study.neighbors_in(extractor)
+    if place.exists() and durable.read_tensors(place)[1]["features"] == key:
         return
     wanted = space.clustering.num_neighbors
     num_neighbors = min(wanted, len(features) - 1)
@@ -77,6 +86,5 @@ def prepare_neighbors(
         text = f"clustering.num_neighbors is {wanted} and there are {len(features)} images: {num_neighbors} are used"
         show(Notice(text=text))
     neighbors = nearest_neighbors(features, num_neighbors, device=device)
-    durable.write_tensors(
-        study.neighbors, {"neighbors": neighbors}, {"features": key, "extractor": space.features.extractor}
-    )
+    about = {"features": key, "extractor": extractor or space.features.extractor}
+    durable.write_tensors(place, {"neighbors": neighbors}, about)

@@ -22,6 +22,13 @@ SECTIONS = ("clustering", "network", "edm", "augmentation", "training", "samplin
 MOST_CORNERS = 2048
 """How many combinations of smallest, largest and listed values a space may have, all of which are checked."""
 
+METHOD, KMEANS = "clustering.method", "kmeans"
+"""The one setting that is no key of a space, whose bound is always TEMI's: how the trial's images are grouped."""
+METHODS = ("temi", KMEANS)
+
+EXTRACTOR = "features.extractor"
+"""What the trial's clusters are found in the features of."""
+
 _CLUSTERING = "clustering."
 # What changes no result, or is not a trial's own.
 _REFUSED = {
@@ -82,8 +89,10 @@ def frozen(values: Mapping[str, Any]) -> Settings:
 
 
 def of_clusterings(settings: Settings) -> Settings:
-    """Those settings that a clustering depends on."""
-    return tuple((path, value) for path, value in settings if path.startswith(_CLUSTERING))
+    """Those settings that a clustering depends on: k-means on nothing but the features."""
+    kmeans = (METHOD, KMEANS) in settings
+    paths = [path for path, _ in settings if path.startswith(_CLUSTERING) and (not kmeans or path == METHOD)]
+    return tuple((path, value) for path, value in settings if path in paths or path == EXTRACTOR)
 
 
 def differing(settings: Settings, own: Mapping[str, Any]) -> Settings:
@@ -98,10 +107,12 @@ def is_whole(own: Any) -> bool:
 
 def why_not(path: str, space: Mapping[str, Any]) -> str | None:
     """Why a setting may not be searched, in words; None where it may. space: a whole search space as plain values."""
+    if path in (METHOD, EXTRACTOR):
+        return None
     section, _, name = path.partition(".")
     if section not in space or section not in SECTIONS:
         known = ", ".join(SECTIONS)
-        return f"settings of {known} may be searched"
+        return f"settings of {known}, and {EXTRACTOR}, may be searched"
     if not isinstance(space[section], Mapping) or name not in space[section]:
         return f"{section} has no such setting; it has {', '.join(space[section])}"
     if path in _REFUSED:

@@ -23,7 +23,7 @@ from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.evaluate import EvaluationConfig
 from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.model import CheckpointConfig
-from cedm_ray.search.settings import Settings, corners, frozen, told, why_not
+from cedm_ray.search.settings import EXTRACTOR, METHOD, METHODS, Settings, corners, frozen, told, why_not
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
@@ -115,6 +115,11 @@ class SearchSpace(Config):
         for path in also:
             if (reason := why_not(path, plain)) is not None:
                 raise ValueError(f"candidates.also cannot have {path}: {reason}")
+            words = also[path] if isinstance(also[path], tuple) else ()
+            if path == METHOD and not (words and set(words) <= set(METHODS)):
+                raise ValueError(f"candidates.also: {METHOD} must list some of {', '.join(METHODS)}")
+            if path == EXTRACTOR and not (words and all(isinstance(word, str) for word in words)):
+                raise ValueError(f"candidates.also: {EXTRACTOR} must list extractors")
         for values in corners(also) if also else ():
             try:
                 self.changed(frozen(values))
@@ -126,16 +131,30 @@ class SearchSpace(Config):
     @property
     def own(self) -> dict[str, Any]:
         """The space's own values of the settings that are searched besides C, by path."""
-        paths = [(path, *path.split(".")) for path in self.candidates.also]
-        return {path: getattr(getattr(self, section), name) for path, section, name in paths}
+        paths = [(path, *path.split(".")) for path in self.candidates.also if path != METHOD]
+        method = {METHOD: METHODS[0]} if METHOD in self.candidates.also else {}
+        return method | {path: getattr(getattr(self, section), name) for path, section, name in paths}
+
+    @property
+    def other_extractors(self) -> tuple[str, ...]:
+        """Extractors that are searched besides the space's own."""
+        words = self.candidates.also.get(EXTRACTOR, ())
+        return tuple(word for word in words if word != self.features.extractor)
 
     def changed(self, changes: Settings) -> "SearchSpace":
         """The space of one trial or fit of a search for more than C: with those settings, and as one that searches C
-        alone. Raises pydantic.ValidationError where that is none."""
+        alone. Raises pydantic.ValidationError where that is none.
+
+        The method of clustering is no key of a space and stands in the task alone. A file of weights is that of the
+        space's own extractor: another has its published ones.
+        """
         plain = self.model_dump(exclude={"candidates"})
         for path, value in changes:
             section, _, name = path.partition(".")
-            plain[section][name] = value
+            if path != METHOD:
+                plain[section][name] = value
+        if plain["features"]["extractor"] != self.features.extractor:
+            plain["features"]["weights"] = None
         return SearchSpace.model_validate(plain)
 
     def settled(self) -> dict[str, Any]:
@@ -145,7 +164,9 @@ class SearchSpace(Config):
         plain = self.model_dump(mode="json")
         del plain["resources"], plain["checkpoints"], plain["images"]["source"], plain["features"]["batch_size"]
         # What the lower end and k-means find says itself how it was found.
-        del plain["lower_bound"], plain["kmeans"], plain["finals"]["evaluate"]
+        del plain["lower_bound"], plain["finals"]["evaluate"]
+        if METHOD not in self.candidates.also:
+            del plain["kmeans"]
         for key in ("preset", "head_group", "memory_budget_gib", "compile"):
             del plain["clustering"][key]
         del plain["training"]["microbatch"], plain["training"]["compile"]

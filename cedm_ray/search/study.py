@@ -7,6 +7,7 @@
       images/                  the image set                                driver
       features/KEY/            features of one extractor                    extraction
       neighbors.safetensors    nearest neighbours                           driver
+      neighbors-DIGEST.safetensors  in the features of another extractor    driver
       references/KEY.safetensors  feature statistics of the training set    driver
       references/KEY-rows-R.*  features of a sample of it                   evaluate
       fits/cCCCCC-rR.*         one TEMI fit: its tensors, then its record   the fit
@@ -38,6 +39,7 @@ from typing import Any
 import numpy as np
 
 from cedm_ray import durable
+from cedm_ray.config import digest
 from cedm_ray.errors import ConfigurationError, IntegrityError
 from cedm_ray.lock import refuse_if_overtaken
 from cedm_ray.search.goals import FitTask, Proposal
@@ -91,6 +93,10 @@ class Study:
     @property
     def neighbors(self) -> Path:
         return self.path / "neighbors.safetensors"
+
+    def neighbors_in(self, extractor: str | None) -> Path:
+        """Neighbors in the features of another extractor that is searched; None = the space's own."""
+        return self.neighbors if extractor is None else self.path / f"neighbors-{digest([extractor])[:8]}.safetensors"
 
     @property
     def references(self) -> Path:

@@ -3,14 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
 
 from cedm_ray import durable
 from cedm_ray.clustering.heads import Heads
+from cedm_ray.clustering.kmeans import KMeansProgress
 from cedm_ray.clustering.pairs import load_temi_data
 from cedm_ray.clustering.temi import TemiProgress
 from cedm_ray.errors import StorageError
 from cedm_ray.features.store import open_features
 from cedm_ray.search import fit as room
+from cedm_ray.search.clustering_head import open_head
+from cedm_ray.search.clusterings import features_shape
+from cedm_ray.search.confidence import open_confidence
 from cedm_ray.search.fit import run_fit
 from cedm_ray.search.goals import FitTask
 from cedm_ray.search.space import SearchSpace
@@ -130,3 +136,39 @@ def test_fewer_images_than_neighbors_are_clustered_with_the_neighbors_there_are(
     ]
     list(run_fit(study, space, FitTask(num_clusters=3, repeat=0), device="cpu"))
     assert study.fits()["c00003-r0"].num_clusters == 3
+
+
+def test_a_trial_may_ask_for_k_means_which_is_scikit_learns(fresh, tiny_space):
+    task = FitTask(num_clusters=6, repeat=0, changes=(("clustering.method", "kmeans"),))
+    events = list(run_fit(fresh, tiny_space.changed(task.changes), task, device="cpu"))
+    assert [type(event) for event in events] == [KMeansProgress] * tiny_space.kmeans.n_init
+    oracle = KMeans(n_clusters=6, n_init=10, max_iter=300, tol=1e-4, random_state=tiny_space.seed)
+    labels = oracle.fit_predict(features_of(fresh).astype(np.float32))
+    record = fresh.fits()[task.name]
+    tensors, provenance = durable.read_tensors(fresh.fit(task.name))
+    assert adjusted_rand_score(labels, tensors["labels"]) == 1
+    assert record.loss == pytest.approx(oracle.inertia_, rel=1e-5)
+    assert (record.num_used, record.task) == (6, task)
+    assert (provenance["method"], provenance["extractor"]) == ("kmeans", "pixels")
+    assert list(run_fit(fresh, tiny_space, task, device="cpu")) == []
+
+
+def test_a_trial_may_ask_for_the_features_of_another_extractor(fresh, tiny_space, color_network, study_tools):
+    other = str(color_network)
+    also = {"features.extractor": ["pixels", other]}
+    space = SearchSpace.model_validate({**tiny_space.model_dump(), "candidates": {"also": also}})
+    fresh.path.joinpath("space.json").unlink()
+    images = study_tools.prepare(fresh, space)
+    task = FitTask(num_clusters=3, repeat=0, changes=(("features.extractor", other),))
+    list(run_fit(fresh, space.changed(task.changes), task, device="cpu"))
+    tensors, provenance = durable.read_tensors(fresh.fit(task.name))
+    assert provenance["extractor"] == other
+    stored = np.array(open_features(fresh.features(provenance["features"])))
+    assert np.allclose(stored, study_tools.mean_colors(images.pixels), atol=1e-4)
+    # The head was trained on these four features and gives its own labels on them.
+    head = open_head(fresh, 3, fit=task.name)
+    assert head(torch.from_numpy(stored)).argmax(dim=1).tolist() == tensors["labels"].tolist()
+    confidence = open_confidence(fresh, space, 3, "cpu", fit=task.name)
+    assert confidence.probabilities(images.pixels).argmax(axis=1).tolist() == tensors["labels"].tolist()
+    assert features_shape(fresh, other) == (300, 4)
+    assert features_shape(fresh) == (300, 16)

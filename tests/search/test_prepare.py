@@ -115,3 +115,17 @@ def test_with_few_images_every_other_one_is_a_neighbor(tiny_space, tmp_path):
     assert [event.text for event in shown] == ["clustering.num_neighbors is 10 and there are 6 images: 5 are used"]
     rows = durable.read_tensors(study.neighbors)[0]["neighbors"]
     assert [sorted(row) for row in rows.tolist()] == [[j for j in range(6) if j != i] for i in range(6)]
+
+
+def test_neighbors_in_other_features_lie_beside_the_spaces_own(tiny_space, tmp_path):
+    study, rng = Study(tmp_path), np.random.default_rng(3)
+    found = {}
+    for extractor in (None, "./a.pt", "./b.pt"):
+        features = rng.standard_normal((30, 5)).astype(np.float32)
+        prepare_neighbors(study, tiny_space, features, f"key of {extractor}", "cpu", print, extractor=extractor)
+        found[extractor] = brute_force(features.astype(np.float64), 10)
+    assert len({study.neighbors_in(extractor) for extractor in found}) == 3
+    for extractor, expected in found.items():
+        tensors, provenance = durable.read_tensors(study.neighbors_in(extractor))
+        assert np.array_equal(tensors["neighbors"], expected)
+        assert provenance == {"features": f"key of {extractor}", "extractor": extractor or "pixels"}

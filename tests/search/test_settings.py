@@ -82,6 +82,9 @@ def test_a_range_has_two_ends_in_order(given):
         ("network.channel_mult", None),
         ("augmentation.probability", None),
         ("edm.p_mean", None),
+        ("clustering.method", None),
+        ("features.extractor", None),
+        ("features.weights", "settings of clustering, network"),
         ("images.size", "settings of clustering, network"),
         ("rungs.rungs_kimg", "settings of clustering, network"),
         ("resources.trial.workers", "settings of clustering, network"),
@@ -134,4 +137,9 @@ def test_what_differs_and_what_a_clustering_depends_on():
     own = {"clustering.gamma": 0.6, "clustering.epochs": 4, "training.batch_size": 8}
     assert differing(settings, own) == (("clustering.epochs", 9),)
     assert of_clusterings(settings) == (("clustering.epochs", 9), ("clustering.gamma", 0.6))
+    temi = frozen({"clustering.method": "temi", "clustering.gamma": 0.7, "features.extractor": "x", "edm.p_std": 1})
+    assert of_clusterings(temi) == temi[:2] + temi[3:]
+    # k-means asks for nothing of TEMI's.
+    kmeans = frozen({**dict(temi), "clustering.method": "kmeans"})
+    assert of_clusterings(kmeans) == (("clustering.method", "kmeans"), ("features.extractor", "x"))
     assert [is_whole(own) for own in (3, 3.0, True, None, "x")] == [True, False, False, False, False]

@@ -233,3 +233,30 @@ def test_what_may_not_be_searched_is_refused_with_its_path(tmp_path, old, new, m
     assert old in ALSO
     with pytest.raises(ConfigurationError, match=message):
         read_space(write(tmp_path, ALSO.replace(old, new)), images="x")
+
+
+def test_other_ways_to_find_the_clusters_may_be_searched():
+    plain = {"name": "a", "images": {"source": "x"}, "features": {"extractor": "pixels", "weights": "own.pth"}}
+    also = {"clustering.method": ["temi", "kmeans"], "features.extractor": ["pixels", "./net.pt"]}
+    space = SearchSpace.model_validate({**plain, "candidates": {"also": also}, "kmeans": {"n_init": 3}})
+    assert space.own == {"clustering.method": "temi", "features.extractor": "pixels"}
+    assert space.other_extractors == ("./net.pt",)
+    kept = [("clustering.method", "kmeans"), ("features.extractor", "./net.pt")]
+    found = space.changed(tuple(kept))
+    # Weights are of the extractor that they were named for.
+    assert (found.features.extractor, found.features.weights) == ("./net.pt", None)
+    assert space.changed(tuple(kept[:1])).features == space.features
+    assert found.clustering == space.clustering
+    # How k-means is run is then a part of what a search does.
+    assert space.settled()["kmeans"]["n_init"] == 3
+    assert "kmeans" not in SearchSpace.model_validate(plain).settled()
+    for path, values in (
+        ("clustering.method", ["temi", "clip"]),
+        ("clustering.method", {"low": 0, "high": 1}),
+        ("features.extractor", [1, 2]),
+        ("features.extractor", {"low": 0, "high": 1}),
+    ):
+        with pytest.raises(pydantic.ValidationError, match=f"{path} must list"):
+            SearchSpace.model_validate(
+                {**plain, "candidates": {"also": {path: values}, "proposals": "random", "num_trials": 3}}
+            )

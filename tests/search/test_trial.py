@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cedm_ray import durable
+from cedm_ray.data.image_set import open_image_set
 from cedm_ray.diffusion.sample import sample
 from cedm_ray.diffusion.train import DivergedError, TrainProgress
 from cedm_ray.errors import InputDataError, IntegrityError, StorageError
@@ -16,6 +17,7 @@ from cedm_ray.search import trial as trial_module
 from cedm_ray.search.evaluate import distance_to, image_statistics
 from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.model import EMA_FILE, TRAINING_FILE, open_model
+from cedm_ray.search.outcome import study_result
 from cedm_ray.search.results import Notice, RungSamples, TrialReport
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
@@ -407,3 +409,36 @@ def test_every_trial_is_conditioned_on_the_clusters_of_its_own_gamma(proposed):
     # Two of each gamma share one fit, and the two are not the same clusters.
     assert sorted(name for name in fits if name.startswith("c00003")) == ["c00003-5f7a6adf-r0", "c00003-r0"]
     assert len({tuple(load_assignment(proposed, 3, name).labels.tolist()) for name in fits if "c00003" in name}) == 2
+
+
+def test_clusters_may_be_those_of_k_means_and_of_other_features(tiny_space, tmp_path, color_network, study_tools):
+    plain = tiny_space.model_dump(mode="json")
+    also = {"clustering.method": ["temi", "kmeans"], "features.extractor": ["pixels", str(color_network)]}
+    # The gamma of what k-means groups is nothing to it, so that two trials share a fit.
+    also["clustering.gamma"] = [0.6, 0.9]
+    space = SearchSpace.model_validate(
+        {
+            **plain,
+            "bound": {**plain["bound"], "c_limit": 4},
+            "candidates": {"explicit": [3], "also": also},
+            "rungs": {"rungs_kimg": [0.064]},
+        }
+    )
+    study = Study(tmp_path / "study")
+    study_tools.prepare(study, space)
+    study_tools.drive(study, space)
+    tried = study.proposals()
+    fits = {one.task.fit.name for one in tried}
+    assert (len(tried), len(fits)) == (8, 6)
+    assert {name for name in study.fits() if name.startswith("c00003")} == fits
+    for one in tried:
+        values = dict(one.settings)
+        tensors, about = durable.read_tensors(study.fit(one.task.fit.name))
+        assert about["method"] == values["clustering.method"]
+        assert about["extractor"] == values["features.extractor"]
+        counts = np.bincount(tensors["labels"], minlength=3)
+        manifest = durable.newest_checkpoint(study.checkpoints(one.task.trial)).manifest
+        assert manifest["counts"] == counts[counts > 0].tolist()
+    images = open_image_set(study.images)
+    result = study_result(study, space, images)
+    assert {trial.status for trial in result.trials} == {"completed"}
