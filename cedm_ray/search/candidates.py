@@ -26,12 +26,13 @@ class CandidatesConfig(Config):
     order, those in between by the place that theirs comes to in log C. None: in an order drawn by the seed.
 
     also: settings that are searched with C, each by its path in the space (`training.learning_rate`), with a list of
-    values or a range {low, high, log}; `clustering.method` too, a list of temi and kmeans. Empty: C alone. A trial is then one C of the grid with one value of each
-    setting; the unconditional model keeps the space's own, and so does the search for the bound. proposals: which of
-    them are tried. "grid": all, for which each has a list; "random": drawn by the seed; "tpe": ten drawn, then proposed
-    by Optuna's tree-structured Parzen estimator from what others measured. num_trials: how many, None = all of the
-    grid. ahead: how many "tpe" proposes before the first of them must be over. So at most so many run at once, and a
-    proposal follows from how the trials before that ended, whoever else may have been quick.
+    values or a range {low, high, log}; `clustering.method` too, a list of temi and kmeans. Empty: C alone. A trial is
+    then one C of the grid with one value of each setting; the unconditional model keeps the space's own, and so does
+    the search for the bound. proposals: which of them are tried. "grid": all, for which each has a list; "random":
+    drawn by the seed; "tpe": ten drawn, then proposed by Optuna's tree-structured Parzen estimator from what others
+    measured. It looks at no best_first. num_trials: how many, None = all of the grid. ahead: how many "tpe" proposes
+    before the first of them must be over. So at most so many run at once, and a proposal follows from how the trials
+    before that ended, whoever else may have been quick.
     """
 
     explicit: tuple[int, ...] | None = None

@@ -11,6 +11,7 @@ from cedm_ray.evaluation.requests import Request
 from cedm_ray.lock import exclusive_lock
 from cedm_ray.search.goals import Goal
 from cedm_ray.search.outcome import restore, study_result
+from cedm_ray.search.space import SearchSpace
 
 
 def test_the_bound_alone_trains_nothing_and_resumes_to_nothing(cluster, space, study, shown):
@@ -106,3 +107,39 @@ def test_the_kept_model_is_measured_once_and_by_the_same_call_as_the_verb(done, 
 
 def find_model_images(study):
     return durable.read_checkpoint(study.best).manifest["images_seen"]
+
+
+def test_a_search_for_more_than_c_finds_its_features_fits_and_trials_on_a_cluster(
+    cluster, space, study, shown, color_network
+):
+    plain = space.model_dump(mode="json")
+    also = {
+        "training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+        "features.extractor": ["pixels", str(color_network)],
+        "clustering.method": ["temi", "kmeans"],
+    }
+    wide = SearchSpace.model_validate(
+        {
+            **plain,
+            "bound": {**plain["bound"], "c_start": 4, "c_limit": 4},
+            "candidates": {"explicit": [2, 3], "also": also, "proposals": "tpe", "num_trials": 6, "ahead": 3},
+        }
+    )
+    images = run.run_study(study, wide, Goal(kind="search"), address=None, show=shown.append)
+    tried, fits = study.proposals(), study.fits()
+    assert len({(one.num_clusters, one.settings) for one in tried}) == 6
+    result = study_result(study, wide, images)
+    assert {trial.trial for trial in result.trials} == {"unconditional", *(one.task.trial for one in tried)}
+    assert all(trial.status in ("completed", "stopped") for trial in result.trials)
+    for one in tried:
+        values = dict(one.settings)
+        about = durable.read_tensors(study.fit(one.task.fit.name))[1]
+        assert fits[one.task.fit.name].changes == dict(one.task.fit.changes)
+        assert (about["extractor"], about["method"]) == (values["features.extractor"], values["clustering.method"])
+    best = next(one for one in tried if one.task.trial == result.best)
+    assert durable.read_record(study.best / durable.MANIFEST).get("fit") == (
+        best.task.fit.name if best.task.fit.changes else None
+    )
+    shown.clear()
+    run.run_study(study, wide, Goal(kind="search"), address=None, show=shown.append)
+    assert (study.proposals(), shown) == (tried, [])

@@ -11,7 +11,7 @@ from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.errors import ConfigurationError, IntegrityError, LockedError, NoUsableResultError, StorageError
 from cedm_ray.lock import exclusive_lock
 from cedm_ray.search.driver import Driver
-from cedm_ray.search.goals import FitTask, Goal, TrainTask
+from cedm_ray.search.goals import FitTask, Goal, Proposal, TrainTask
 from cedm_ray.search.packing import GIB, Node
 from cedm_ray.search.packing import Cluster as Hardware
 from cedm_ray.search.results import UNCONDITIONAL, Notice, Progress, TrialReport
@@ -394,6 +394,7 @@ def test_an_overtaken_driver_writes_nothing_more(tmp_path):
             lambda: cluster.driver.needless(task.name),
             lambda: cluster.driver.fail(task.name, "it broke"),
             lambda: study.write_candidates([2]),
+            lambda: study.write_proposal(Proposal(number=1, num_clusters=2, settings=(), changes=())),
             lambda: study.write_timing("bound", 1.0),
             lambda: study.write_exit(0, "done"),
         ):
@@ -527,8 +528,8 @@ def test_a_search_for_more_than_c_that_dies_after_every_record_comes_to_the_same
     assert winner.trial == best
 
 
-def test_what_tpe_proposes_does_not_depend_on_the_cluster(tmp_path):
-    """Under halving with enough places for all, and one after another."""
+def test_the_first_proposals_of_tpe_do_not_depend_on_the_cluster(tmp_path):
+    """Those that follow from the field that is halved, whose outcome depends on no order."""
     space = space_of_proposals("tpe", "halving", resources={"fit": {"at_once": 1}})
     found = [work_off(tmp_path / str(slots), space, slots=slots)[0].study.proposals() for slots in (1, 2, 8)]
     assert len(found[0]) == 9
