@@ -104,10 +104,12 @@ class Agenda:
     def tell_decision(self, decision: Decision, report: TrialReport) -> None:
         """A trial was judged on a report. One that waits is not asked for until it is told to go on."""
         self.told += 1
-        distances = self._judged[decision.trial][1] if decision.trial in self._judged else {}
-        if report.distance is not None and not report.collapsed:
-            distances[report.rung] = report.distance
-        self._judged[decision.trial] = decision.status, distances
+        known, distances = self._judged.get(decision.trial, (None, {}))
+        # What the last stretch measures says nothing of how the search's trials compared.
+        if known != "completed":
+            if report.distance is not None and not report.collapsed:
+                distances[report.rung] = report.distance
+            self._judged[decision.trial] = decision.status, distances
         if decision.status == "waiting":
             self._waiting_trials.add(decision.trial)
             return

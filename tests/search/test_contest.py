@@ -299,3 +299,22 @@ def test_a_winner_whose_last_stretch_fails_stays_the_winner():
         names = [trial_name(c) for c in GRID.explicit]
         *_, last = halved(names, distance, (3, 1))
         assert {after.agenda.winner.trial} == last
+
+
+@pytest.mark.parametrize("last", [1e9, None])
+def test_what_the_last_stretch_measures_changes_nothing_that_the_search_found(last):
+    """No C lies between 2 and 3; were 3 the best, 5 would be looked at."""
+    values = {"c00002": 1.0, "c00003": 2.0, "c00008": 3.0, "unconditional": 9.0}
+    world = World(
+        measured=lambda trial, rung: last if rung == 3 else values[trial],
+        grid=CandidatesConfig(explicit=(2, 3, 8), refine=1),
+        rungs=AshaConfig(rungs_kimg=(1, 2, 4), grace_kimg=4),
+        finals=FinalsConfig(budget_kimg=8),
+    )
+    assert world.drive(2, random.Random(0))
+    assert ("c00002", 3) in world.reports
+    assert "c00005" not in world.endings
+    again = contest(**world.settings)
+    again.replay(world.reports.values(), world.decisions)
+    assert again.agenda.finished
+    assert [task.num_clusters for wave in again.agenda.waves for task in wave] == list(again.agenda.grid)
