@@ -10,6 +10,7 @@ fits of the lower end unlock nothing and come after the bound's.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from cedm_ray.clustering.bound import BoundConfig, BoundResult, UpperBoundSearch
@@ -66,6 +67,7 @@ class Agenda:
         # How often it was told anything, and what followed from it then.
         self.told = 0
         self._known: tuple[int, tuple[TrainTask, ...]] = (-1, ())
+        self._waves: tuple[int, tuple[tuple[TrainTask, ...], ...]] = (-1, ())
         self._search, self._waiting = self._replay()
         self._bound = self._search.result()
         self._certain: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
@@ -198,7 +200,11 @@ class Agenda:
     @property
     def waves(self) -> tuple[tuple[TrainTask, ...], ...] | None:
         """The candidates' trials, as `Field.waves`. None while the bound is unknown."""
-        return None if self.grid is None else self._field.waves(self.grid, self._outcome)
+        if self.grid is None:
+            return None
+        if self._waves[0] != self.told:
+            self._waves = (self.told, self._field.waves(self.grid, self._outcome))
+        return self._waves[1]
 
     @property
     def proposals(self) -> tuple[Proposal, ...]:
@@ -235,7 +241,8 @@ class Agenda:
     @property
     def gone(self) -> frozenset[str]:
         """Names of the candidates' trials that ended without a decision, or can never start."""
-        return frozenset(self._ended | {task.name for task in self._field_tasks if task.fit.name in self._ended})
+        failed = (task for task in self._field_tasks if _fit_of(task.num_clusters, task.changes)[1] in self._ended)
+        return frozenset(self._ended | {task.name for task in failed})
 
     @property
     def winner(self) -> TrainTask | None:
@@ -293,7 +300,7 @@ class Agenda:
 
     def _is_over(self, task: TrainTask) -> bool:
         """Whether a trial ended, or can never start because its fit failed."""
-        return task.name in self._ended or (task.fit is not None and task.fit.name in self._ended)
+        return task.name in self._ended or _fit_of(task.num_clusters, task.changes)[1] in self._ended
 
     def _open(self, free_fits: int) -> Iterator[Task]:
         """Tasks that could start now, the most urgent first: the bound unlocks all else, so its fits go first."""
@@ -317,8 +324,9 @@ class Agenda:
 
     def _steps(self, task: TrainTask) -> Iterator[Task]:
         """What a trial needs next, if it is neither under way nor over nor waiting."""
-        if task.fit is not None and not self._is_fitted(task.fit):
-            yield from self._new(task.fit)
+        fit, _ = _fit_of(task.num_clusters, task.changes)
+        if fit is not None and not self._is_fitted(fit):
+            yield from self._new(fit)
         elif task.name not in self._waiting_trials:
             yield from self._new(task)
 
@@ -371,6 +379,13 @@ class Agenda:
         if task.lower:
             return task in self._lower_used
         return task.repeat in self._fitted.get(task.num_clusters, {})
+
+
+@cache
+def _fit_of(num_clusters: int | None, changes: Settings) -> tuple[FitTask | None, str | None]:
+    """The fit that such trials are conditioned on, and its name: remembered, because each is asked for very often."""
+    fit = TrainTask(num_clusters=num_clusters, changes=changes).fit
+    return fit, None if fit is None else fit.name
 
 
 def _candidate(task: TrainTask) -> tuple[int | None, int]:

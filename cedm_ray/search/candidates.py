@@ -73,6 +73,10 @@ class CandidatesConfig(Config):
             raise ValueError(f"{which} is for a search of C alone, without also, proposals and num_trials")
         return self
 
+    def __hash__(self) -> int:
+        """As other configurations have one: a dict has none."""
+        return hash(self.model_dump_json())
+
     @property
     def proposes(self) -> bool:
         """Whether trials are proposals, and not the C of the grid one by one."""

@@ -145,3 +145,13 @@ def test_outside_an_earlier_curve_the_nearest_counts_and_smaller_c_is_first():
 def test_an_earlier_curve_names_each_c_once(order):
     with pytest.raises(ValueError, match="list at least one C"):
         CandidatesConfig(best_first=order)
+
+
+def test_configurations_are_told_apart_in_sets_whatever_they_search():
+    also = {"training.learning_rate": {"low": 1e-4, "high": 1e-2}, "clustering.gamma": [0.6]}
+    some = [CandidatesConfig(), CandidatesConfig(count=7)]
+    some += [CandidatesConfig(also=also, proposals="random", num_trials=number) for number in (1, 2)]
+    assert len(set(some + [config.model_copy() for config in some])) == 4
+    assert hash(CandidatesConfig(also=also, proposals="tpe", num_trials=1)) == hash(
+        CandidatesConfig.model_validate({"also": also, "proposals": "tpe", "num_trials": 1})
+    )
