@@ -3,19 +3,20 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.errors import ConfigurationError
-from cedm_ray.search.goals import Goal
+from cedm_ray.search.goals import FitTask, Goal
 from cedm_ray.search.likeness import best_first, like_space, reuse_records
 from cedm_ray.search.outcome import restore, study_result
 from cedm_ray.search.prepare import prepare_images
 from cedm_ray.search.results import FEATURES, StudyResult, TrialReport, TrialResult, trial_name
 from cedm_ray.search.space import SearchSpace
-from cedm_ray.search.study import Study
+from cedm_ray.search.study import FitRecord, Study
 
 
 @pytest.fixture
@@ -227,3 +228,25 @@ def test_of_several_proposals_of_a_c_the_best_counts(done):
         measured(9, 2.0, name="c00009-p4"),
     ]
     assert best_first(dataclasses.replace(whole, trials=tuple(trials))) == (20, 50, 9)
+
+
+def test_fits_of_other_features_come_with_their_neighbors_and_those_of_another_k_means_do_not(done, new, digit_folder):
+    tasks = [
+        FitTask(num_clusters=5, repeat=0, changes=changes)
+        for changes in ((("features.extractor", "./a.pt"),), (("clustering.method", "kmeans"),))
+    ]
+    for task in tasks:
+        record = FitRecord(num_clusters=5, repeat=0, num_used=5, loss=0.0, seconds=1.0, changes=dict(task.changes))
+        labels = {"labels": np.resize(np.arange(5, dtype=np.int32), 300)}
+        done.write_fit(record, task.name, labels, {"method": "by hand"})
+    rows = {"neighbors": np.zeros((300, 1), dtype=np.int64)}
+    durable.write_tensors(done.neighbors_in("./a.pt"), rows, {"features": "key"})
+    space = like_space(done, new, None, str(digit_folder))
+    other = space.model_copy(update={"kmeans": space.kmeans.model_copy(update={"n_init": 3})})
+    begin(new, other, done)
+    assert set(new.fits()) == set(done.fits()) - {tasks[1].name}
+    assert new.fits()[tasks[0].name].task == tasks[0]
+    assert new.neighbors_in("./a.pt").read_bytes() == done.neighbors_in("./a.pt").read_bytes()
+    same = Study(new.path.parent / "same")
+    begin(same, space, done)
+    assert set(same.fits()) == set(done.fits())
