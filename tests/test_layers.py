@@ -10,6 +10,7 @@ PACKAGE = ROOT / "cedm_ray"
 LAYERS = {
     "errors": 0,
     "allocator": 0,
+    "products": 0,
     "durable": 0,
     "lock": 0,
     "config": 0,

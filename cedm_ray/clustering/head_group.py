@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cedm_ray.clustering.heads import NORM_EPS, Heads
+from cedm_ray.products import batched_product
 
 Precision = Literal["float32", "bfloat16"]
 _LAST_LAYER = ("prototypes", "gain")
@@ -157,9 +158,8 @@ class HeadGroup:
         add: bool = False,
     ) -> torch.Tensor:
         """out = a @ b, with a bias [G, columns] or added to what `out` holds."""
-        start = out if add else None if bias is None else bias.unsqueeze(1)
         if self.precision == "bfloat16":
-            a, b = a.bfloat16(), b.bfloat16()
-            product = torch.bmm(a, b)
-            return out.copy_(product) if start is None else torch.add(start, product, out=out)
-        return torch.bmm(a, b, out=out) if start is None else torch.baddbmm(start, a, b, out=out)
+            found = torch.bmm(a.bfloat16(), b.bfloat16())
+            start = out if add else None if bias is None else bias.unsqueeze(1)
+            return out.copy_(found) if start is None else torch.add(start, found, out=out)
+        return batched_product(a, b, out, bias=bias, add=add)
