@@ -31,7 +31,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Knows no gradient: to be called where none is recorded.
     """
-    if _suits_onednn(a, b, 1):
+    if _suits_onednn(a, b):
         return _by_onednn(a, b, bias)
     return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
 
@@ -39,12 +39,13 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def batched_product(a: Tensor, b: Tensor, out: Tensor, *, bias: Tensor | None = None, add: bool = False) -> Tensor:
     """out [G, M, N] = a [G, M, K] @ b [G, K, N], plus a bias [G, N], or added to what `out` holds; returns out.
 
-    bias and add exclude each other. out must not share memory with a or b. Knows no gradient: to be called where none
-    is recorded.
+    bias and add exclude each other. out must not share memory with a or b. The G products do not depend on each other,
+    nor on G where oneDNN computes them. Knows no gradient: to be called where none is recorded.
     """
-    if _suits_onednn(a[0], b[0], len(a) if a.stride(0) == 0 else 1):
-        if a.stride(0) == 0:
-            a = _in_rows(a[0]).expand(a.shape)
+    if _suits_onednn(a[0], b[0]):
+        if a.stride(0) == 0 and not _is_turned(a[0], b[0], bias):
+            # One copy, where there has to be one, for all of them.
+            a = a[0].contiguous().expand(a.shape)
         biases = [None] * len(a) if bias is None else bias.unbind()
         for one_out, *factors in zip(out.unbind(), a.unbind(), b.unbind(), biases, strict=True):
             found = _by_onednn(*factors)
@@ -52,11 +53,6 @@ def batched_product(a: Tensor, b: Tensor, out: Tensor, *, bias: Tensor | None = 
         return out
     start = out if add else None if bias is None else bias.unsqueeze(1)
     return torch.bmm(a, b, out=out) if start is None else torch.baddbmm(start, a, b, out=out)
-
-
-def as_left_factor(a: Tensor) -> Tensor:
-    """a [G, M, K], or a copy of it in the layout that saves `batched_product` one in each of several products."""
-    return a.contiguous() if a.dtype == torch.float32 and a.device.type == "cpu" and onednn_is_faster() else a
 
 
 @cache
@@ -87,36 +83,34 @@ def _is_zen_5(cpuinfo: Path) -> bool:
     return entries.get("vendor_id") == "AuthenticAMD" and family.isdecimal() and int(family) >= _ZEN_5
 
 
-def _suits_onednn(a: Tensor, b: Tensor, shared: int) -> bool:
-    """Whether oneDNN is the faster library for a [M, K] @ b [K, N], where `shared` products have this a."""
+def _suits_onednn(a: Tensor, b: Tensor) -> bool:
+    """Whether oneDNN is the faster library for a [M, K] @ b [K, N]."""
     if a.dtype != torch.float32 or b.dtype != torch.float32 or a.device.type != "cpu" or not onednn_is_faster():
         return False
-    (rows, summed), columns = a.shape, b.shape[1]
-    if min(rows, summed, columns) < _NARROWEST or 1 not in b.stride():
+    if min(*a.shape, *b.shape) < _NARROWEST or 1 not in a.stride() or 1 not in b.stride():
         return False
-    transposed = 0 if a.stride(1) == 1 else min(_copied(a, b)) if shared == 1 else rows * summed // shared
-    return rows * summed * columns >= _SMALLEST + _TRANSPOSED * transposed
+    return a.shape[0] * b.numel() >= _SMALLEST + _TRANSPOSED * min(_transposed(a, b))
 
 
-def _copied(a: Tensor, b: Tensor) -> tuple[int, int]:
-    """How many elements are transposed for a @ b with a in columns: (as it stands, as the transpose of b.T @ a.T)."""
-    (rows, summed), columns = a.shape, b.shape[1]
-    return rows * summed, rows * columns + (0 if b.stride(0) == 1 else summed * columns)
+def _transposed(a: Tensor, b: Tensor) -> tuple[int, int]:
+    """How many elements oneDNN's way needs transposed, for a @ b as it stands and as the transpose of b.T @ a.T."""
+    straight = 0 if a.stride(1) == 1 else a.numel()
+    turned = a.shape[0] * b.shape[1] + (0 if b.stride(0) == 1 else b.numel())
+    return straight, turned
+
+
+def _is_turned(a: Tensor, b: Tensor, bias: Tensor | None) -> bool:
+    straight, turned = _transposed(a, b)
+    return turned < straight and bias is None
 
 
 def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """a [M, K] @ b [K, N] + bias [N]. The left factor must lie in rows in memory, the right one may lie either way."""
-    if a.stride(1) != 1 and bias is None:
-        straight, turned = _copied(a, b)
-        if turned < straight:
-            return _inner_product(_in_rows(b.T), a, None).T
-    return _inner_product(_in_rows(a), b.T, bias)
+    """a [M, K] @ b [K, N] + bias [N]. oneDNN takes a left factor in rows only, and a right one either way."""
+    if _is_turned(a, b, bias):
+        return _inner_product(b.T.contiguous(), a.T, None).T
+    return _inner_product(a.contiguous(), b, bias)
 
 
-def _in_rows(a: Tensor) -> Tensor:
-    return a.contiguous()
-
-
-def _inner_product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows [M, K] @ weight [N, K].T + bias [N], by an operator of torch that its compiler uses and no function calls."""
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+def _inner_product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """a [M, K] @ b [K, N] + bias [N], by an operator of torch's compiler that no public function calls."""
+    return torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")

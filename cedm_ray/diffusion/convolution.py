@@ -1,9 +1,9 @@
 """3x3 convolution whose weight gradient costs a CPU two thirds of the multiplications: Winograd's algorithm along rows.
 
-oneDNN computes the gradient of the weights of a 3x3 convolution at two thirds of the speed of its other two passes. As
-matrix products it runs at the speed of a GEMM, and taken two rows at a time it needs fewer of them. Along one axis the
-gradient is a correlation of three outputs w_k with two taps g_0, g_1 of the output's gradient over four inputs d_0 ..
-d_3, summed over all pairs of rows. Winograd's F(3, 2) computes it with four products instead of six:
+With AVX2 oneDNN computes the gradient of the weights of a 3x3 convolution at two thirds of the speed of its other two
+passes. As matrix products it runs at the speed of a GEMM, and taken two rows at a time it needs fewer of them. Along
+one axis the gradient is a correlation of three outputs w_k with two taps g_0, g_1 of the output's gradient over four
+inputs d_0 .. d_3, summed over all pairs of rows. Winograd's F(3, 2) computes it with four products instead of six:
 
     m_0 = g_0 (d_0 - d_2)            w_0 = m_0 + (m_1 + m_2) / 2
     m_1 = (g_0 + g_1) (d_1 + d_2)    w_1 = (m_1 - m_2) / 2
@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cedm_ray.products import onednn_is_faster, product
+
 WIDE = 64
 """Channels on both sides from which on the matrix products are worth their preparation."""
 
@@ -30,13 +32,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     All in one precision and on one device. On a CPU, where both sides are wide and the channels lie last in memory, a
     1x1 convolution is a linear layer of the pixels, for which torch would bring the channels to the front and back at
-    small batches, and the gradient of a 3x3 weight is `weight_gradient`. Everywhere else everything is torch's.
+    small batches, and the gradient of a 3x3 weight is `weight_gradient` where the processor gains by it. Everywhere
+    else everything is torch's.
     """
     kernel = weight.shape[-1]
     if _suits(x, weight):
         if kernel == 1:
-            return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-        if kernel == 3 and x.shape[2] % 2 == 0:
+            return _Pointwise.apply(x, weight, bias)
+        if kernel == 3 and x.shape[2] % 2 == 0 and _products_pay(x):
             return _Convolution.apply(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=kernel // 2)
 
@@ -50,6 +53,45 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         # A compiler would take the steps apart, and has its own way with convolutions.
         and not torch.compiler.is_compiling()
     )
+
+
+def _products_pay(x: Tensor) -> bool:
+    """Whether `weight_gradient` is faster than torch's own, which a processor's kind decides.
+
+    Where oneDNN has 512-bit instructions for a processor and MKL has not, oneDNN's gradient of the weights runs at the
+    speed of its other passes, and even oneDNN's own products, tried in place of MKL's, do not catch up with it.
+    """
+    return x.dtype == torch.float64 or not onednn_is_faster()
+
+
+class _Pointwise(torch.autograd.Function):
+    """A 1x1 convolution as a linear layer of the pixels."""
+
+    @staticmethod
+    def forward(context, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        context.save_for_backward(x, weight)
+        return _image(product(_pixels(x), weight.flatten(1).T, bias), x)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = context.saved_tensors
+        wants_x, wants_weight, wants_bias = context.needs_input_grad
+        pixels = _pixels(gradient)
+        return (
+            _image(product(pixels, weight.flatten(1)), x) if wants_x else None,
+            product(pixels.T, _pixels(x)).view(weight.shape) if wants_weight else None,
+            pixels.sum(0) if wants_bias else None,
+        )
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """x [B, C, H, W] as rows of pixels, [B * H * W, C]; no copy where the channels lie last."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _image(pixels: Tensor, like: Tensor) -> Tensor:
+    """Rows of pixels [B * H * W, C] as images [B, C, H, W] of the size of `like`, the channels last in memory."""
+    return pixels.unflatten(0, (len(like), *like.shape[2:])).permute(0, 3, 1, 2)
 
 
 class _Convolution(torch.autograd.Function):
@@ -115,8 +157,8 @@ def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
 
     # One for each column of the kernel.
     products = x.new_empty(3, 4, channels_out, channels_in)
-    for column, product in enumerate(products):
-        torch.bmm(taps.mT, inputs[:, column : column + length], out=product)
+    for column, of_column in enumerate(products):
+        torch.bmm(taps.mT, inputs[:, column : column + length], out=of_column)
     m0, m1, m2, m3 = products.unbind(1)
     weight = x.new_empty(channels_out, 3, 3, channels_in).permute(0, 3, 1, 2)
     w0, w1, w2 = weight.permute(2, 3, 0, 1)

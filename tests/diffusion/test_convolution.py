@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cedm_ray import products
 from cedm_ray.diffusion import convolution
 from cedm_ray.diffusion.convolution import WIDE, convolve, weight_gradient
 
@@ -74,6 +75,37 @@ def test_what_does_not_suit_is_left_to_torch(shape, kernel, layout, monkeypatch)
     assert torch.equal(values, F.conv2d(x, weight, bias, padding=kernel // 2))
     values.sum().backward()
     assert weight.grad is not None
+
+
+@pytest.mark.parametrize("of_products", [True, False])
+def test_the_processor_decides_who_computes_the_weight_gradient_in_float32(of_products, monkeypatch):
+    x, weight = _last(_drawn(2, WIDE, 8, 8), _drawn(WIDE, WIDE, 3, 3, seed=1))
+    bias = _drawn(WIDE, seed=2)
+    (exact,) = torch.autograd.grad(convolve(x, weight, bias).square().sum(), weight)
+    taken = []
+    monkeypatch.setattr(convolution, "weight_gradient", lambda *a: taken.append(1) or weight_gradient(*a))
+    monkeypatch.setattr(convolution, "onednn_is_faster", lambda: not of_products)
+    x, weight = _last(x.detach().float(), weight.detach().float())
+    (found,) = torch.autograd.grad(convolve(x, weight, bias.float()).square().sum(), weight)
+    assert bool(taken) is of_products
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_1x1_convolution_in_float32_is_the_same_by_either_library(faster, monkeypatch):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
+    x, weight = _last(_drawn(4, 2 * WIDE, 16, 16).float(), _drawn(3 * WIDE, 2 * WIDE, 1, 1, seed=1).float())
+    bias = _drawn(3 * WIDE, seed=2).float().requires_grad_()
+    values = convolve(x, weight, bias)
+    assert values.is_contiguous(memory_format=torch.channels_last)
+    upstream = _drawn(*values.shape, seed=3)
+    found = torch.autograd.grad(values, (x, weight, bias), upstream.float())
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
+    expected = F.conv2d(*exact)
+    torch.testing.assert_close(values.double(), expected, rtol=1e-4, atol=1e-4)
+    for one, other in zip(found, torch.autograd.grad(expected, exact, upstream), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
 
 def test_gradients_that_nobody_wants_are_not_computed(monkeypatch):
