@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import typing
 
 import numpy as np
 import pydantic
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cedm_ray.search.settings import (
+    SECTIONS,
     Range,
     corners,
     differing,
@@ -114,6 +116,14 @@ def test_corners_are_all_combinations_of_ends_and_listed_values():
     assert list(corners(also)) == expected
     with pytest.raises(ValueError, match="4,096 combinations, and at most 2,048"):
         corners({f"a.x{index}": (0, 1) for index in range(12)})
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_spaces_own_value_of_a_setting_says_whether_it_is_a_whole_number(section):
+    """A default that is written as a whole number would make whole numbers of what is drawn of a float."""
+    for name, field in SearchSpace.model_fields[section].annotation.model_fields.items():
+        takes_fractions = float in (field.annotation, *typing.get_args(field.annotation))
+        assert not (takes_fractions and is_whole(field.default)), f"{section}.{name}"
 
 
 def test_settings_in_words():
