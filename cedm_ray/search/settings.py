@@ -136,6 +136,17 @@ def corners(also: Mapping[str, Values]) -> Iterable[dict[str, Any]]:
     return (dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
 
 
+def between(own: Mapping[str, Any], also: Mapping[str, Values]) -> Iterable[dict[str, Any]]:
+    """For each range a value of it that is no end, with the first or lowest value of every other setting; none of a
+    range of two whole numbers. own: the space's own values by path."""
+    first = next(iter(corners(also)))
+    for path, values in also.items():
+        if isinstance(values, Range):
+            inner = values.low + 1 if is_whole(own[path]) else (values.low + values.high) / 2
+            if inner < values.high:
+                yield first | {path: inner}
+
+
 def shown(value: Any) -> str:
     """A value as tables show it."""
     if isinstance(value, tuple | list):

@@ -14,6 +14,7 @@ from scipy import stats
 from cedm_ray.search.settings import (
     SECTIONS,
     Range,
+    between,
     corners,
     differing,
     frozen,
@@ -124,6 +125,13 @@ def test_the_spaces_own_value_of_a_setting_says_whether_it_is_a_whole_number(sec
     for name, field in SearchSpace.model_fields[section].annotation.model_fields.items():
         takes_fractions = float in (field.annotation, *typing.get_args(field.annotation))
         assert not (takes_fractions and is_whole(field.default)), f"{section}.{name}"
+
+
+def test_what_lies_between_the_ends_is_one_value_of_each_range():
+    also = {"a": Range(low=2, high=9), "b": (5, 6), "c": Range(low=1, high=2), "d": Range(low=3, high=4)}
+    own = {"a": 4, "b": 5, "c": 0.5, "d": 1}
+    assert list(between(own, also)) == [{"a": 3, "b": 5, "c": 1, "d": 3}, {"a": 2, "b": 5, "c": 1.5, "d": 3}]
+    assert list(between({"b": 5}, {"b": (5, 6)})) == []
 
 
 def test_settings_in_words():

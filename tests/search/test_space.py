@@ -223,6 +223,16 @@ def test_a_trials_space_has_its_own_values_and_searches_nothing_else(tmp_path):
         ("[0, 0.5, 1]", "[]", r"list at least one value of sampling\.guidance, each once"),
         ("[0, 0.5, 1]", "[0, 1, 0]", r"list at least one value of sampling\.guidance, each once"),
         ("label_dropout: 0.1", "label_dropout: 0", r"with .*guidance 0\.5.*: sampling\.guidance needs network\.label"),
+        (
+            "network.channel_mult: [[1, 2], [2, 2]]",
+            "network.model_channels: {low: 8, high: 32}",
+            r"model_channels 9: input should be a multiple of 4; list the values",
+        ),
+        (
+            "network.channel_mult: [[1, 2], [2, 2]]",
+            "clustering.method: [temi, {a: 1}]",
+            r"must list some of temi, kmeans",
+        ),
         ("tpe", "grid", r"a grid has no ranges: list values of training\.learning_rate"),
         ("  num_trials: 20\n", "", r"num_trials must say how many trials are proposed by tpe"),
         ("num_trials: 20", "num_trials: 20\n  refine: 1", r"refine is for a search of C alone"),
