@@ -13,10 +13,12 @@ from typing import Any
 from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.goals import Proposal
 from cedm_ray.search.results import Outcome
-from cedm_ray.search.settings import Range, Settings, differing, frozen, is_whole
+from cedm_ray.search.settings import DIGITS, Range, Settings, differing, frozen, is_whole
 
 _ATTEMPTS = 100
-"""Draws that may fall on what was proposed before, until what is left is listed."""
+"""Draws that may fall on what was proposed before, until what is left is listed, or drawn to more digits."""
+
+_MORE_DIGITS = 12
 
 
 class Proposer:
@@ -67,17 +69,25 @@ class Proposer:
     def _new(self, tried: Sequence[tuple[int, Settings]]) -> tuple[int, Settings]:
         """A draw that was not tried before."""
         for attempt in range(_ATTEMPTS):
-            dice = self._dice(len(tried) + 1, attempt)
-            num_clusters = dice.choice(self._grid)
-            found = num_clusters, frozen({path: self._draw(path, dice) for path in sorted(self._config.also)})
+            found = self._draw(self._dice(len(tried) + 1, attempt), DIGITS)
             if found not in tried:
                 return found
+        last = self._dice(len(tried) + 1, "rest")
+        if any(isinstance(values, Range) and not self._whole[path] for path, values in self._config.also.items()):
+            # So narrow a range that few of its values have so few digits.
+            return self._draw(last, _MORE_DIGITS)
         known = set(tried)
-        return self._dice(len(tried) + 1, "rest").choice([point for point in self._everything() if point not in known])
+        return last.choice([point for point in self._everything() if point not in known])
 
-    def _draw(self, path: str, dice: random.Random) -> Any:
-        values = self._config.also[path]
-        return values.draw(dice, whole=self._whole[path]) if isinstance(values, Range) else dice.choice(values)
+    def _draw(self, dice: random.Random, digits: int) -> tuple[int, Settings]:
+        num_clusters, found = dice.choice(self._grid), {}
+        for path in sorted(self._config.also):
+            values = self._config.also[path]
+            if isinstance(values, Range):
+                found[path] = values.draw(dice, whole=self._whole[path], digits=digits)
+            else:
+                found[path] = dice.choice(values)
+        return num_clusters, frozen(found)
 
     def _dice(self, *words: object) -> random.Random:
         """Of their own for each purpose, so that no draw depends on how many came before."""

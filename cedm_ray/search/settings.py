@@ -42,7 +42,9 @@ _REFUSED = {
     "sampling.batch_size": "it changes no result",
     "sampling.compile": "it changes no result",
 }
-_DIGITS = 4
+
+DIGITS = 4
+"""Of a number that is drawn from a range, so that people can read it and write it down."""
 
 
 class Range(Config):
@@ -61,19 +63,19 @@ class Range(Config):
             raise ValueError(f"low must be above 0 for a range in log, got {self.low:g}")
         return self
 
-    def draw(self, dice: random.Random, *, whole: bool) -> float:
-        """A value. whole: whether it must be a whole number."""
+    def draw(self, dice: random.Random, *, whole: bool, digits: int = DIGITS) -> float:
+        """A value. whole: whether it must be a whole number. digits: of any other."""
         if whole and not self.log:
             return dice.randint(math.ceil(self.low), math.floor(self.high))
-        if self.log:
-            return self.rounded(math.exp(dice.uniform(math.log(self.low), math.log(self.high))), whole=whole)
-        return self.rounded(dice.uniform(self.low, self.high), whole=whole)
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = dice.uniform(low, high)
+        return self.rounded(math.exp(value) if self.log else value, whole=whole, digits=digits)
 
-    def rounded(self, value: float, *, whole: bool) -> float:
-        """The value as it is used: whole, or to four digits, and within the range all the same."""
+    def rounded(self, value: float, *, whole: bool, digits: int = DIGITS) -> float:
+        """The value as it is used: whole, or to so many digits, and within the range all the same."""
         if whole:
             return min(max(round(value), math.ceil(self.low)), math.floor(self.high))
-        return float(min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high))
+        return float(min(max(float(f"{value:.{digits}g}"), self.low), self.high))
 
 
 Values = Annotated[

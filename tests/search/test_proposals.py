@@ -82,6 +82,19 @@ def test_a_space_that_can_be_listed_is_tried_whole_and_no_more(proposals):
     assert points == set(itertools.product((3, 7), (0, 0.5), (62, 63, 64)))
 
 
+@pytest.mark.parametrize("proposals", ["random", "tpe"])
+def test_a_range_of_few_readable_values_is_drawn_to_more_digits(proposals):
+    """To four digits it holds its two ends alone, of two C each."""
+    narrow = {"training.learning_rate": Range(low=0.1, high=0.1001)}
+    found = all_of(CandidatesConfig(also=narrow, proposals=proposals, num_trials=9), grid=(2, 5))
+    rates = [dict(one.settings)["training.learning_rate"] for one in found]
+    assert len({(one.num_clusters, one.settings) for one in found}) == 9
+    assert all(0.1 <= rate <= 0.1001 for rate in rates)
+    assert {(one.num_clusters, rate) for one, rate in zip(found, rates, strict=True)} > set(
+        itertools.product((2, 5), (0.1, 0.1001))
+    )
+
+
 def test_draws_of_c_and_of_listed_values_are_even():
     config = CandidatesConfig(also=RATES | LISTS, proposals="random", num_trials=400)
     proposer = Proposer(config, GRID, 5, OWN)
