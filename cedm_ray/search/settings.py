@@ -80,7 +80,13 @@ class Range(Config):
 
 Values = Annotated[
     Annotated[Range, Tag("range")] | Annotated[tuple[Any, ...], Tag("values")],
-    Discriminator(lambda given: "values" if isinstance(given, list | tuple) else "range"),
+    Discriminator(
+        lambda given: (
+            "values" if isinstance(given, list | tuple) else "range" if isinstance(given, dict | Range) else None
+        ),
+        custom_error_type="values_or_range",
+        custom_error_message="must be a list of values, or a range with low and high",
+    ),
 ]
 """A range, or the values themselves."""
 
@@ -116,7 +122,8 @@ def why_not(path: str, space: Mapping[str, Any]) -> str | None:
         known = ", ".join(SECTIONS)
         return f"settings of {known}, and {EXTRACTOR}, may be searched"
     if not isinstance(space[section], Mapping) or name not in space[section]:
-        return f"{section} has no such setting; it has {', '.join(space[section])}"
+        free = [name for name in space[section] if f"{section}.{name}" not in _REFUSED]
+        return f"{section} has no such setting; of its settings {', '.join(free)} may be searched"
     if path in _REFUSED:
         return _REFUSED[path]
     if path == "sampling.num_steps" and space["evaluation"]["num_steps"] is not None:

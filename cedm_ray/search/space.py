@@ -131,8 +131,10 @@ class SearchSpace(Config):
         try:
             self.changed(frozen(values))
         except ValidationError as error:
-            reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-            text = f"candidates.also with {told(values)}: {reason[:1].lower()}{reason[1:]}{mend}"
+            found = error.errors(include_url=False)[0]
+            reason = found["msg"].removeprefix("Value error, ")
+            which = "".join(f"{'.'.join(map(str, found['loc']))}: " if found["loc"] else "")
+            text = f"candidates.also with {told(values)}: {which}{reason[:1].lower()}{reason[1:]}{mend}"
             raise ValueError(text) from None
 
     @property

@@ -94,7 +94,7 @@ def test_a_range_has_two_ends_in_order(given):
         ("bound.alpha", "settings of clustering, network"),
         ("evaluation.num_samples", "settings of clustering, network"),
         ("seed", "settings of clustering, network"),
-        ("training.rate", "has no such setting; it has batch_size"),
+        ("training.rate", "has no such setting; of its settings batch_size, learning_rate,"),
         ("training", "has no such setting"),
         ("training.microbatch", "changes no result"),
         ("sampling.batch_size", "changes no result"),

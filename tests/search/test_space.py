@@ -215,18 +215,30 @@ def test_a_trials_space_has_its_own_values_and_searches_nothing_else(tmp_path):
     ("old", "new", "message"),
     [
         ("training.learning_rate:", "images.size:", r"cannot have images\.size: settings of clustering, network"),
-        ("training.learning_rate:", "training.rate:", r"training has no such setting; it has batch_size"),
+        (
+            "training.learning_rate:",
+            "training.rate:",
+            r"no such setting; of its settings batch_size, learning_rate",
+        ),
         ("low: 1e-4", "low: -1", r"range\.?.*low must be above 0 for a range in log, got -1"),
         ("low: 1e-4, ", "", r"candidates\.also\.training\.learning_rate\.range\.low is missing"),
-        ("{low: 1e-4, high: 1e-2, log: true}", "[0, 1]", r"with .*learning_rate 0.*: input should be greater than 0"),
-        ("[0, 0.5, 1]", "0.5", r"candidates\.also\.sampling\.guidance"),
+        (
+            "{low: 1e-4, high: 1e-2, log: true}",
+            "[0, 1]",
+            r"with .*: training\.learning_rate: input should be greater than 0",
+        ),
+        (
+            "[0, 0.5, 1]",
+            "0.5",
+            r":7:5: candidates\.also\.sampling\.guidance: must be a list of values, or a range ",
+        ),
         ("[0, 0.5, 1]", "[]", r"list at least one value of sampling\.guidance, each once"),
         ("[0, 0.5, 1]", "[0, 1, 0]", r"list at least one value of sampling\.guidance, each once"),
         ("label_dropout: 0.1", "label_dropout: 0", r"with .*guidance 0\.5.*: sampling\.guidance needs network\.label"),
         (
             "network.channel_mult: [[1, 2], [2, 2]]",
             "network.model_channels: {low: 8, high: 32}",
-            r"model_channels 9: input should be a multiple of 4; list the values",
+            r"network\.model_channels: input should be a multiple of 4; list the values",
         ),
         (
             "network.channel_mult: [[1, 2], [2, 2]]",
