@@ -13,7 +13,19 @@ from typing import Any
 from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.goals import Proposal
 from cedm_ray.search.results import Outcome
-from cedm_ray.search.settings import DIGITS, Range, Settings, differing, frozen, is_whole
+from cedm_ray.search.settings import (
+    CLUSTERING,
+    DIGITS,
+    KMEANS,
+    METHOD,
+    METHODS,
+    Range,
+    Settings,
+    differing,
+    effective,
+    frozen,
+    is_whole,
+)
 
 _ATTEMPTS = 100
 """Draws that may fall on what was proposed before, until what is left is listed, or drawn to more digits."""
@@ -64,20 +76,20 @@ class Proposer:
         seed = self._dice(len(earlier) + 1, "tpe").getrandbits(32)
         found = suggest(self._grid, self._config.also, self._whole, list(zip(tried, outcomes, strict=True)), seed=seed)
         # What was tried would tell nothing new.
-        return self._new(tried) if found in tried else found
+        return self._new(tried) if _trained(found) in map(_trained, tried) else found
 
     def _new(self, tried: Sequence[tuple[int, Settings]]) -> tuple[int, Settings]:
         """A draw that was not tried before."""
+        known = set(map(_trained, tried))
         for attempt in range(_ATTEMPTS):
             found = self._draw(self._dice(len(tried) + 1, attempt), DIGITS)
-            if found not in tried:
+            if _trained(found) not in known:
                 return found
         last = self._dice(len(tried) + 1, "rest")
         if any(isinstance(values, Range) and not self._whole[path] for path, values in self._config.also.items()):
             # So narrow a range that few of its values have so few digits.
             return self._draw(last, _MORE_DIGITS)
-        known = set(tried)
-        return last.choice([point for point in self._everything() if point not in known])
+        return last.choice([point for point in self._everything() if _trained(point) not in known])
 
     def _draw(self, dice: random.Random, digits: int) -> tuple[int, Settings]:
         num_clusters, found = dice.choice(self._grid), {}
@@ -94,21 +106,34 @@ class Proposer:
         return random.Random(" ".join(map(str, (self._seed, *words))))
 
     def _everything(self) -> list[tuple[int, Settings]]:
-        """Every trial that there may be, where they can be listed."""
+        """Every trial that there may be, where they can be listed; of those that train the same one the first."""
         # In the order of the paths: that of a file is lost in a study's record.
         choices = {path: _listed(self._config.also[path]) for path in sorted(self._config.also)}
         settings = [frozen(dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
-        return [(num_clusters, values) for num_clusters in self._grid for values in settings]
+        points = [(num_clusters, values) for num_clusters in self._grid for values in settings]
+        # Backwards, so that the first of them stays.
+        first = {_trained(point): point for point in reversed(points)}
+        return [point for point in points if first[_trained(point)] == point]
 
 
 def number_of_trials(config: CandidatesConfig, num_grid: int, own: Mapping[str, Any]) -> int:
     """How many trials are proposed in all. num_grid: C of the grid. own: as `Proposer`."""
-    sizes = [
-        (len(_listed(values)) if isinstance(values, tuple) or is_whole(own[path]) else math.inf)
+    sizes = {
+        path: len(_listed(values)) if isinstance(values, tuple) or is_whole(own[path]) else math.inf
         for path, values in config.also.items()
-    ]
-    everything = num_grid * math.prod(sizes)
+    }
+    sizes.pop(METHOD, None)
+    of_temi = math.prod(sizes.pop(path) for path in config.also if path.startswith(CLUSTERING) and path in sizes)
+    # With k-means they are all the same.
+    clusterings = sum(1 if method == KMEANS else of_temi for method in config.also.get(METHOD, METHODS[:1]))
+    everything = num_grid * clusterings * math.prod(sizes.values())
     return int(everything if config.num_trials is None else min(config.num_trials, everything))
+
+
+def _trained(point: tuple[int, Settings]) -> tuple[int, Settings]:
+    """What is trained for it: two points may differ in what says nothing."""
+    num_clusters, settings = point
+    return num_clusters, effective(settings)
 
 
 def _listed(values: Range | tuple[Any, ...]) -> Sequence[Any]:

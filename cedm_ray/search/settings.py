@@ -29,7 +29,9 @@ METHODS = ("temi", KMEANS)
 EXTRACTOR = "features.extractor"
 """What the trial's clusters are found in the features of."""
 
-_CLUSTERING = "clustering."
+CLUSTERING = "clustering."
+"""What the paths of TEMI's settings begin with."""
+
 # What changes no result, or is not a trial's own.
 _REFUSED = {
     "clustering.preset": "its values are settings of their own",
@@ -96,11 +98,19 @@ def frozen(values: Mapping[str, Any]) -> Settings:
     return tuple((path, hashable(values[path])) for path in sorted(values))
 
 
+def effective(settings: Settings) -> Settings:
+    """Those settings that a trial depends on: one whose clusters are those of k-means knows nothing of TEMI's."""
+    kmeans = (METHOD, KMEANS) in settings
+    return tuple(
+        (path, value) for path, value in settings if not kmeans or path == METHOD or not path.startswith(CLUSTERING)
+    )
+
+
 def of_clusterings(settings: Settings) -> Settings:
     """Those settings that a clustering depends on: k-means on nothing but the features."""
-    kmeans = (METHOD, KMEANS) in settings
-    paths = [path for path, _ in settings if path.startswith(_CLUSTERING) and (not kmeans or path == METHOD)]
-    return tuple((path, value) for path, value in settings if path in paths or path == EXTRACTOR)
+    return tuple(
+        (path, value) for path, value in effective(settings) if path.startswith(CLUSTERING) or path == EXTRACTOR
+    )
 
 
 def differing(settings: Settings, own: Mapping[str, Any]) -> Settings:

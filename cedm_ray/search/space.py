@@ -23,7 +23,19 @@ from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.evaluate import EvaluationConfig
 from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.model import CheckpointConfig
-from cedm_ray.search.settings import EXTRACTOR, METHOD, METHODS, Settings, between, corners, frozen, told, why_not
+from cedm_ray.search.settings import (
+    CLUSTERING,
+    EXTRACTOR,
+    KMEANS,
+    METHOD,
+    METHODS,
+    Settings,
+    between,
+    corners,
+    frozen,
+    told,
+    why_not,
+)
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
@@ -120,6 +132,11 @@ class SearchSpace(Config):
                 raise ValueError(f"candidates.also: {METHOD} must list some of {', '.join(METHODS)}")
             if path == EXTRACTOR and not (words and all(isinstance(word, str) for word in words)):
                 raise ValueError(f"candidates.also: {EXTRACTOR} must list extractors")
+        needless = [path for path in also if path.startswith(CLUSTERING) and path != METHOD]
+        if also.get(METHOD) == (KMEANS,) and needless:
+            raise ValueError(
+                f"candidates.also cannot have {needless[0]}: k-means, the only {METHOD}, has no such setting"
+            )
         for values in corners(also) if also else ():
             self._check_changed(values)
         for values in between(self.own, also) if also else ():

@@ -16,6 +16,7 @@ from cedm_ray.search.results import Outcome
 from cedm_ray.search.settings import Range, frozen
 
 OWN = {"training.learning_rate": 1e-3, "sampling.guidance": 0.0, "clustering.gamma": 0.6, "training.batch_size": 64}
+OWN["clustering.method"] = "temi"
 GRID = (11, 2, 26, 5)
 LISTS = {"sampling.guidance": (0, 0.5), "clustering.gamma": (0.6, 0.7, 0.8)}
 RATES = {"training.learning_rate": Range(low=1e-4, high=1e-2, log=True)}
@@ -46,6 +47,23 @@ def test_a_grid_is_the_product_each_once_in_an_order_of_the_seed():
     turned = CandidatesConfig(also=dict(reversed(LISTS.items())))
     assert found == all_of(turned, grid=sorted(GRID))
     assert all_of(CandidatesConfig(also=LISTS, num_trials=7)) == found[:7]
+
+
+METHOD_AND_GAMMA = {"clustering.method": ("temi", "kmeans"), "clustering.gamma": (0.6, 0.7, 0.8)}
+
+
+@pytest.mark.parametrize("proposals", ["grid", "random", "tpe"])
+def test_k_means_is_tried_once_whatever_the_settings_of_temi(proposals):
+    config = CandidatesConfig(also=METHOD_AND_GAMMA, proposals=proposals, num_trials=99)
+    found = all_of(config, grid=(2, 5), outcome=lambda one: Outcome(status="completed", distances=((0, 1.0),)))
+    tried = [(one.num_clusters, *dict(one.settings).values()) for one in found]
+    assert Counter((c, method) for c, _, method in tried) == {
+        (2, "temi"): 3,
+        (5, "temi"): 3,
+        (2, "kmeans"): 1,
+        (5, "kmeans"): 1,
+    }
+    assert len(set(tried)) == 8
 
 
 def test_what_differs_from_the_space_is_what_changes():
@@ -140,6 +158,8 @@ def test_tpe_looks_at_what_it_is_told():
     [
         (CandidatesConfig(also=LISTS), 24),
         (CandidatesConfig(also=LISTS, num_trials=5), 5),
+        (CandidatesConfig(also=METHOD_AND_GAMMA), 16),
+        (CandidatesConfig(also=METHOD_AND_GAMMA | {"sampling.guidance": (0, 1)}), 32),
         (CandidatesConfig(also=LISTS, num_trials=50), 24),
         (CandidatesConfig(also=RATES, proposals="random", num_trials=50), 50),
         (CandidatesConfig(proposals="tpe", num_trials=3), 3),

@@ -245,6 +245,11 @@ def test_a_trials_space_has_its_own_values_and_searches_nothing_else(tmp_path):
             "clustering.method: [temi, {a: 1}]",
             r"must list some of temi, kmeans",
         ),
+        (
+            "network.channel_mult: [[1, 2], [2, 2]]",
+            "clustering.method: [kmeans]\n    clustering.gamma: [0.6, 0.7]",
+            r"cannot have clustering\.gamma: k-means, the only clustering\.method, has no such setting",
+        ),
         ("tpe", "grid", r"a grid has no ranges: list values of training\.learning_rate"),
         ("  num_trials: 20\n", "", r"num_trials must say how many trials are proposed by tpe"),
         ("num_trials: 20", "num_trials: 20\n  refine: 1", r"refine is for a search of C alone"),
