@@ -153,6 +153,25 @@ def test_tpe_looks_at_what_it_is_told():
     assert median(small[20:]) < 1e-3 < 5e-3 < median(large[20:])
 
 
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_tpe_draws_until_it_knows_how_ten_trials_ended(ahead):
+    config = CandidatesConfig(also=RATES, proposals="tpe", num_trials=40, ahead=ahead)
+
+    def proposals(seed, sign):
+        """One more than is drawn, where distances rise or fall with the rate."""
+        found = []
+        while len(found) <= config.drawn:
+            known = max(0, len(found) + 1 - ahead)
+            rates = [sign * dict(one.settings)["training.learning_rate"] for one in found[:known]]
+            ends = [Outcome(status="completed", distances=((0, 1 + rate),)) for rate in rates]
+            found.append(Proposer(config, GRID, seed, OWN).propose(found, ends + [None] * (len(found) - known)))
+        return found
+
+    pairs = [(proposals(seed, 1), proposals(seed, -1)) for seed in range(3)]
+    assert all(rising[:-1] == falling[:-1] for rising, falling in pairs)
+    assert any(rising[-1] != falling[-1] for rising, falling in pairs)
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
