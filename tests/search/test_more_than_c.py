@@ -7,6 +7,7 @@ import pytest
 
 from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
+from cedm_ray.search import driver
 from cedm_ray.search.goals import FitTask, TrainTask
 from cedm_ray.search.model import EMA_FILE
 from cedm_ray.search.outcome import study_result
@@ -165,6 +166,24 @@ def test_a_proposal_is_on_record_and_said_before_its_trial_starts(played, tmp_pa
         live = {task.trial for task, _ in cluster.driver.live.values() if isinstance(task, TrainTask)}
         assert {name.partition("-s")[0] for name in live} <= known | {UNCONDITIONAL}
         run_first(cluster)
+
+
+def test_the_features_of_an_extractor_are_looked_at_once(played, tmp_path, monkeypatch):
+    looked = []
+
+    def shape(study, extractor=None):
+        looked.append(extractor)
+        return 1000, 8
+
+    monkeypatch.setattr(driver, "features_shape", shape)
+    space = played.space_of(
+        bound={"alpha": 0.9, "c_start": 4, "c_limit": 4},
+        candidates={"explicit": [2, 3, 4], "also": {"features.extractor": ["dinov2", "pixels"]}},
+        features={"extractor": "pixels"},
+    )
+    cluster, _ = work_off(played, tmp_path, space)
+    assert sum(fit.changes == {"features.extractor": "dinov2"} for fit in cluster.study.fits().values()) == 3
+    assert looked == [None, "dinov2"]
 
 
 def test_what_ran_out_of_memory_keeps_its_own_settings(played, tmp_path):
