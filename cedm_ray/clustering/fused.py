@@ -80,7 +80,10 @@ class FusedTraining:
 
     @torch.no_grad()
     def step(self, x: torch.Tensor, rate: float) -> torch.Tensor:
-        """One step on the rows x [2B, D], each partner next to its anchor; the losses [H]."""
+        """One step on the rows x [2B, D], each partner next to its anchor, at the learning rate `rate`; the losses [H].
+
+        Raises torch.OutOfMemoryError, after which the fit is to be begun anew.
+        """
         inputs = self._state, x, self._factors(rate).to(x.device, non_blocking=True), self.config
         return self._step(*inputs) if self._tried else self._first_step(inputs)
 
@@ -108,6 +111,9 @@ class FusedTraining:
             with warnings.catch_warnings(), inductor.patch({"triton.autotune_pointwise": False}):
                 warnings.simplefilter("ignore")
                 return self._step(*inputs)
+        except torch.OutOfMemoryError:
+            # The step may have run in part, and without a compiler it would take more memory still.
+            raise
         except Exception:
             # Whatever a compiler may raise, it raises before anything has run.
             torch._dynamo.reset()

@@ -36,7 +36,9 @@ class TrainConfig(Config):
         description="Thousands of images over which the learning rate rises linearly from 0; 0 = no ramp. None = a "
         "tenth of the run's budget, at most 10,000: a ramp of 10,000 would hide the rungs of a short search in it.",
     )
-    ema_halflife_kimg: float = Field(500, ge=0, description="Half-life of the weight average, in thousands of images.")
+    ema_halflife_kimg: float = Field(
+        500.0, ge=0, description="Half-life of the weight average, in thousands of images."
+    )
     ema_rampup_ratio: float | None = Field(
         0.05, gt=0, description="The half-life is at most this share of the images seen. None = no such bound."
     )

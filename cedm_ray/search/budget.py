@@ -52,7 +52,8 @@ class Budget:
     """The cost of a search.
 
     candidates: C that are trained at first, and the unconditional model beside them; or proposals, then searched: the
-    settings that these are made of besides C, and proposed: grid, random or tpe. refined: at most so many more by
+    settings that these are made of besides C, and proposed: grid, random or tpe, and drawn: how many of them tpe draws
+    before it knows enough. refined: at most so many more by
     refinements. survivors: how many of both go on from each rung but the last. images: trained by them.
     baseline_images: by the unconditional model. seed_images: by the finalists' further seeds. stretch_images: by the
     winner beyond the last rung. measured_images: generated for the kept model's measurement at the end. exhaustive: the
@@ -85,6 +86,7 @@ class Budget:
     storage_bytes: int
     searched: tuple[str, ...] = ()
     proposed: str | None = None
+    drawn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ def plan_search(
         storage_bytes=checkpoint * space.checkpoints.keep * folders,
         searched=tuple(space.candidates.also),
         proposed=space.candidates.proposals if space.candidates.proposes else None,
+        drawn=min(count, space.candidates.drawn),
     )
 
 

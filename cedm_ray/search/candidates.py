@@ -13,6 +13,9 @@ from cedm_ray.config import Config
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.search.settings import Range, Values, hashable
 
+DRAWN_FIRST = 10
+"""Trials whose ends "tpe" must know before it proposes by them; until then it draws."""
+
 
 class CandidatesConfig(Config):
     """The grid of C inside [low, C_max].
@@ -29,10 +32,10 @@ class CandidatesConfig(Config):
     values or a range {low, high, log}; `clustering.method` too, a list of temi and kmeans. Empty: C alone. A trial is
     then one C of the grid with one value of each setting; the unconditional model keeps the space's own, and so does
     the search for the bound. proposals: which of them are tried. "grid": all, for which each has a list; "random":
-    drawn by the seed; "tpe": ten drawn, then proposed by Optuna's tree-structured Parzen estimator from what others
-    measured. It looks at no best_first. num_trials: how many, None = all of the grid. ahead: how many "tpe" proposes
-    before the first of them must be over. So at most so many run at once, and a proposal follows from how the trials
-    before that ended, whoever else may have been quick.
+    drawn by the seed; "tpe": drawn until it knows how ten of them ended, so the first ahead + 9 at least, then proposed
+    by Optuna's tree-structured Parzen estimator from what others measured. It looks at no best_first. num_trials: how
+    many, None = all of the grid. ahead: how many "tpe" proposes before the first of them must be over. So at most so
+    many run at once, and a proposal follows from how the trials before that ended, whoever else may have been quick.
     """
 
     explicit: tuple[int, ...] | None = None
@@ -76,6 +79,11 @@ class CandidatesConfig(Config):
     def __hash__(self) -> int:
         """As other configurations have one: a dict has none."""
         return hash(self.model_dump_json())
+
+    @property
+    def drawn(self) -> int:
+        """How many trials "tpe" draws before it proposes one by what others measured, where none fails; 0 of others."""
+        return self.ahead + DRAWN_FIRST - 1 if self.proposals == "tpe" else 0
 
     @property
     def proposes(self) -> bool:

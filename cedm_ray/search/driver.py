@@ -56,7 +56,8 @@ class Driver:
         self.fatal: CedmError | None = dead_end(study, self.agenda)
         self.bound_was_unknown = self.agenda.bound is None
         self.bound_found: float | None = None
-        self._features_shape = features_shape(study)
+        # By the extractor, None for the space's own: to look means to read all neighbors.
+        self._features_shapes = {None: features_shape(study)}
         self._waves_recorded, self._proposals_recorded = 0, len(study.proposals())
         self._record_candidates()
         self._deaths: dict[str, list[Resources]] = {}
@@ -92,7 +93,7 @@ class Driver:
         room = Room(cluster)
         for _, held in self.live.values():
             room.take(held)
-        smallest = needs(self.space, FitTask(num_clusters=2, repeat=0), cluster, self._features_shape)
+        smallest = needs(self.space, FitTask(num_clusters=2, repeat=0), cluster, self._features_shapes[None])
         trial = needs(self.space, TrainTask(num_clusters=2), cluster)
         running_fits = sum(isinstance(task, FitTask) for task, _ in self.live.values())
         free_fits = room.count(smallest, max(0, self.space.resources.fit.at_once - running_fits))
@@ -208,10 +209,10 @@ class Driver:
     def _placed(self, task: Task, room: Room, cluster: Cluster) -> Resources | None:
         """What a task holds and where it goes; None where it finds no place now. A fit takes none that a trial needs,
         as far as there is another."""
-        shape = self._features_shape
-        if isinstance(task, FitTask) and (extractor := dict(task.changes).get(EXTRACTOR)) is not None:
-            shape = features_shape(self.study, extractor)
-        wanted = needs(self._own_space(task), task, cluster, shape)
+        extractor = dict(task.changes).get(EXTRACTOR) if isinstance(task, FitTask) else None
+        if extractor not in self._features_shapes:
+            self._features_shapes[extractor] = features_shape(self.study, extractor)
+        wanted = needs(self._own_space(task), task, cluster, self._features_shapes[extractor])
         trial = needs(self.space, TrainTask(num_clusters=2), cluster)
         nodes = room.place(wanted, beside=trial if isinstance(task, FitTask) else None)
         return None if nodes is None else wanted.on(nodes)
@@ -226,7 +227,7 @@ class Driver:
 
     def _refuse_what_never_fits(self, task: Task, cluster: Cluster) -> None:
         """Raise ConfigurationError where the whole cluster, empty, has no place for a task."""
-        wanted = needs(self.space, task, cluster, self._features_shape)
+        wanted = needs(self.space, task, cluster, self._features_shapes[None])
         if Room(cluster).place(wanted) is not None:
             return
         kind, total = "fit" if isinstance(task, FitTask) else "trial", cluster.total

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cedm_ray.config import digest
+from cedm_ray.errors import IntegrityError
 from cedm_ray.search.results import FEATURES, read_trial_name, trial_name
 from cedm_ray.search.settings import Settings, frozen, of_clusterings
 
@@ -103,10 +104,13 @@ class Proposal:
 
 def task_of(trial: str, proposals: Sequence[Proposal]) -> TrainTask:
     """The task whose trial has that name. proposals: all that are on record, by their numbers. Raises ValueError for a
-    name of no trial, and for one of a proposal that is not among them."""
+    name of no trial, IntegrityError for one of a proposal that is not among them."""
     num_clusters, seed, number = read_trial_name(trial)
     if number > len(proposals):
-        raise ValueError(f"{trial} tries proposal {number}, and {len(proposals)} are on record")
+        raise IntegrityError(
+            f"{trial} tries proposal {number}, and {len(proposals)} are on record",
+            mend="restore the study's proposals from a backup, or begin another study",
+        )
     changes = proposals[number - 1].changes if number else ()
     features = trial == FEATURES
     return TrainTask(num_clusters=num_clusters, features=features, seed=seed, proposal=number, changes=changes)

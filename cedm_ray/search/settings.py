@@ -29,7 +29,9 @@ METHODS = ("temi", KMEANS)
 EXTRACTOR = "features.extractor"
 """What the trial's clusters are found in the features of."""
 
-_CLUSTERING = "clustering."
+CLUSTERING = "clustering."
+"""What the paths of TEMI's settings begin with."""
+
 # What changes no result, or is not a trial's own.
 _REFUSED = {
     "clustering.preset": "its values are settings of their own",
@@ -42,7 +44,9 @@ _REFUSED = {
     "sampling.batch_size": "it changes no result",
     "sampling.compile": "it changes no result",
 }
-_DIGITS = 4
+
+DIGITS = 4
+"""Of a number that is drawn from a range, so that people can read it and write it down."""
 
 
 class Range(Config):
@@ -61,24 +65,30 @@ class Range(Config):
             raise ValueError(f"low must be above 0 for a range in log, got {self.low:g}")
         return self
 
-    def draw(self, dice: random.Random, *, whole: bool) -> float:
-        """A value. whole: whether it must be a whole number."""
+    def draw(self, dice: random.Random, *, whole: bool, digits: int = DIGITS) -> float:
+        """A value. whole: whether it must be a whole number. digits: of any other."""
         if whole and not self.log:
             return dice.randint(math.ceil(self.low), math.floor(self.high))
-        if self.log:
-            return self.rounded(math.exp(dice.uniform(math.log(self.low), math.log(self.high))), whole=whole)
-        return self.rounded(dice.uniform(self.low, self.high), whole=whole)
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = dice.uniform(low, high)
+        return self.rounded(math.exp(value) if self.log else value, whole=whole, digits=digits)
 
-    def rounded(self, value: float, *, whole: bool) -> float:
-        """The value as it is used: whole, or to four digits, and within the range all the same."""
+    def rounded(self, value: float, *, whole: bool, digits: int = DIGITS) -> float:
+        """The value as it is used: whole, or to so many digits, and within the range all the same."""
         if whole:
             return min(max(round(value), math.ceil(self.low)), math.floor(self.high))
-        return float(min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high))
+        return float(min(max(float(f"{value:.{digits}g}"), self.low), self.high))
 
 
 Values = Annotated[
     Annotated[Range, Tag("range")] | Annotated[tuple[Any, ...], Tag("values")],
-    Discriminator(lambda given: "values" if isinstance(given, list | tuple) else "range"),
+    Discriminator(
+        lambda given: (
+            "values" if isinstance(given, list | tuple) else "range" if isinstance(given, dict | Range) else None
+        ),
+        custom_error_type="values_or_range",
+        custom_error_message="must be a list of values, or a range with low and high",
+    ),
 ]
 """A range, or the values themselves."""
 
@@ -88,11 +98,19 @@ def frozen(values: Mapping[str, Any]) -> Settings:
     return tuple((path, hashable(values[path])) for path in sorted(values))
 
 
+def effective(settings: Settings) -> Settings:
+    """Those settings that a trial depends on: one whose clusters are those of k-means knows nothing of TEMI's."""
+    kmeans = (METHOD, KMEANS) in settings
+    return tuple(
+        (path, value) for path, value in settings if not kmeans or path == METHOD or not path.startswith(CLUSTERING)
+    )
+
+
 def of_clusterings(settings: Settings) -> Settings:
     """Those settings that a clustering depends on: k-means on nothing but the features."""
-    kmeans = (METHOD, KMEANS) in settings
-    paths = [path for path, _ in settings if path.startswith(_CLUSTERING) and (not kmeans or path == METHOD)]
-    return tuple((path, value) for path, value in settings if path in paths or path == EXTRACTOR)
+    return tuple(
+        (path, value) for path, value in effective(settings) if path.startswith(CLUSTERING) or path == EXTRACTOR
+    )
 
 
 def differing(settings: Settings, own: Mapping[str, Any]) -> Settings:
@@ -114,7 +132,8 @@ def why_not(path: str, space: Mapping[str, Any]) -> str | None:
         known = ", ".join(SECTIONS)
         return f"settings of {known}, and {EXTRACTOR}, may be searched"
     if not isinstance(space[section], Mapping) or name not in space[section]:
-        return f"{section} has no such setting; it has {', '.join(space[section])}"
+        free = [name for name in space[section] if f"{section}.{name}" not in _REFUSED]
+        return f"{section} has no such setting; of its settings {', '.join(free)} may be searched"
     if path in _REFUSED:
         return _REFUSED[path]
     if path == "sampling.num_steps" and space["evaluation"]["num_steps"] is not None:
@@ -134,6 +153,17 @@ def corners(also: Mapping[str, Values]) -> Iterable[dict[str, Any]]:
             "checked; search fewer settings at once, or write ranges instead of lists"
         )
     return (dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
+
+
+def between(own: Mapping[str, Any], also: Mapping[str, Values]) -> Iterable[dict[str, Any]]:
+    """For each range a value of it that is no end, with the first or lowest value of every other setting; none of a
+    range of two whole numbers. own: the space's own values by path."""
+    first = next(iter(corners(also)))
+    for path, values in also.items():
+        if isinstance(values, Range):
+            inner = values.low + 1 if is_whole(own[path]) else (values.low + values.high) / 2
+            if inner < values.high:
+                yield first | {path: inner}
 
 
 def shown(value: Any) -> str:

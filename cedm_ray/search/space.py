@@ -23,7 +23,19 @@ from cedm_ray.search.candidates import CandidatesConfig
 from cedm_ray.search.evaluate import EvaluationConfig
 from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.model import CheckpointConfig
-from cedm_ray.search.settings import EXTRACTOR, METHOD, METHODS, Settings, corners, frozen, told, why_not
+from cedm_ray.search.settings import (
+    CLUSTERING,
+    EXTRACTOR,
+    KMEANS,
+    METHOD,
+    METHODS,
+    Settings,
+    between,
+    corners,
+    frozen,
+    told,
+    why_not,
+)
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
@@ -116,17 +128,31 @@ class SearchSpace(Config):
             if (reason := why_not(path, plain)) is not None:
                 raise ValueError(f"candidates.also cannot have {path}: {reason}")
             words = also[path] if isinstance(also[path], tuple) else ()
-            if path == METHOD and not (words and set(words) <= set(METHODS)):
+            if path == METHOD and not (words and all(word in METHODS for word in words)):
                 raise ValueError(f"candidates.also: {METHOD} must list some of {', '.join(METHODS)}")
             if path == EXTRACTOR and not (words and all(isinstance(word, str) for word in words)):
                 raise ValueError(f"candidates.also: {EXTRACTOR} must list extractors")
+        needless = [path for path in also if path.startswith(CLUSTERING) and path != METHOD]
+        if also.get(METHOD) == (KMEANS,) and needless:
+            raise ValueError(
+                f"candidates.also cannot have {needless[0]}: k-means, the only {METHOD}, has no such setting"
+            )
         for values in corners(also) if also else ():
-            try:
-                self.changed(frozen(values))
-            except ValidationError as error:
-                reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-                raise ValueError(f"candidates.also with {told(values)}: {reason[:1].lower()}{reason[1:]}") from None
+            self._check_changed(values)
+        for values in between(self.own, also) if also else ():
+            self._check_changed(values, mend="; list the values of what has no such range")
         return self
+
+    def _check_changed(self, values: dict[str, Any], mend: str = "") -> None:
+        """Raise ValueError where no trial could have those values."""
+        try:
+            self.changed(frozen(values))
+        except ValidationError as error:
+            found = error.errors(include_url=False)[0]
+            reason = found["msg"].removeprefix("Value error, ")
+            which = "".join(f"{'.'.join(map(str, found['loc']))}: " if found["loc"] else "")
+            text = f"candidates.also with {told(values)}: {which}{reason[:1].lower()}{reason[1:]}{mend}"
+            raise ValueError(text) from None
 
     @property
     def own(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from cedm_ray.search.candidates import DRAWN_FIRST
 from cedm_ray.search.results import Outcome
 from cedm_ray.search.settings import Settings, Values, frozen
 
@@ -36,7 +37,9 @@ def suggest(
     """
     # A line for each study, as it is made, tells nobody anything.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=seed))
+    study = optuna.create_study(
+        direction="minimize", sampler=optuna.samplers.TPESampler(n_startup_trials=DRAWN_FIRST, seed=seed)
+    )
     dimensions = distributions(grid, also, whole)
     study.add_trials([_trial(point, outcome, grid, also, dimensions) for point, outcome in told])
     params = study.ask(dimensions).params

@@ -195,7 +195,8 @@ def _proposed(budget) -> str:
 
     if budget.proposed is None:
         return ""
-    how = {"grid": "a grid", "random": "drawn", "tpe": "proposed by TPE"}[budget.proposed]
+    tpe = f"the first {budget.drawn} drawn, then proposed by TPE" if budget.drawn < budget.candidates else "all drawn"
+    how = {"grid": "a grid", "random": "drawn", "tpe": tpe}[budget.proposed]
     return f" of C with {', '.join(last_words(budget.searched).values())} ({how})" if budget.searched else f" ({how})"
 
 

@@ -113,6 +113,18 @@ def test_where_compiling_fails_the_steps_are_the_same(monkeypatch):
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_first_step_that_runs_out_of_memory_is_not_repeated(monkeypatch):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("none is left")
+
+    config = CONFIG.model_copy(update={"compile": True})
+    training = new_training(IN_FEATURES, CLUSTERS, config, batch=PAIRS, seed=0, device="cpu")
+    monkeypatch.setattr(training, "_step", out_of_memory)
+    monkeypatch.setattr(fused, "fused_step", None)
+    with pytest.raises(torch.OutOfMemoryError, match="none is left"):
+        training.step(torch.ones(2 * PAIRS, IN_FEATURES), 0.01)
+
+
 @pytest.mark.usefixtures("quick_compiler")
 def test_every_c_is_compiled_once(monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)

@@ -245,11 +245,14 @@ def test_proposals_are_counted_as_trials(tiny_space, rule, first):
     found = budget_of(space)
     assert (found.candidates, found.refined, found.exhaustive_images) == (9, 0, 9 * 4000)
     assert (found.searched, found.proposed) == (("training.learning_rate",), "tpe")
+    # It would draw 13, until it knows how ten ended.
+    assert (found.drawn, space.candidates.drawn) == (9, 13)
     # Each of them to the first rung, and more than half of them no further under halving.
     assert found.images.low >= 9 * 1000 + 3000
     lists = {"candidates": {"count": 3, "also": {"sampling.num_steps": [3, 4]}}}
     assert budget_of(space_with(tiny_space, **lists)).candidates == 6
-    assert budget_of(space_with(tiny_space)).proposed is None
+    alone = budget_of(space_with(tiny_space))
+    assert (alone.proposed, alone.drawn) == (None, 0)
 
 
 def test_the_papers_grid_is_of_c_alone(tiny_space):

@@ -7,92 +7,20 @@ import numpy as np
 import pytest
 
 from cedm_ray import durable
-from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.data.image_set import open_image_set
 from cedm_ray.errors import ConfigurationError, IntegrityError, LockedError, NoUsableResultError, StorageError
 from cedm_ray.lock import exclusive_lock
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.goals import FitTask, Goal, Proposal, TrainTask
 from cedm_ray.search.packing import GIB, Node
 from cedm_ray.search.packing import Cluster as Hardware
-from cedm_ray.search.results import UNCONDITIONAL, Notice, Progress, TrialReport
-from cedm_ray.search.space import SearchSpace
-from cedm_ray.search.study import FitRecord, Study
-
-IMAGES = ImageSet(
-    name="none",
-    names=tuple(f"{i}.png" for i in range(1000)),
-    pixels=np.zeros((1000, 3, 2, 2), dtype=np.uint8),
-    digest="0" * 64,
-)
+from cedm_ray.search.results import UNCONDITIONAL, Progress, TrialReport
+from cedm_ray.search.study import Study
 
 
-def space_of(**sections):
-    plain = {
-        "name": "x",
-        "images": {"source": "x"},
-        "bound": {"alpha": 0.9, "c_start": 4, "c_limit": 64},
-        "candidates": {"explicit": [2, 3, 4, 5, 6, 7]},
-        "rungs": {"rungs_kimg": [1, 2], "reduction_factor": 2},
-    }
-    return SearchSpace.model_validate({**plain, **sections})
-
-
-class Cluster:
-    """Runs nothing: tasks end when a test says so."""
-
-    def __init__(self, path, space, total=(8, 0), goal=None, nodes=None):
-        self.nodes = nodes or {"one": total}
-        self.study, self.space, self.shown = Study(path), space, []
-        self.driver = Driver(
-            study=self.study,
-            space=space,
-            goal=goal or Goal(kind="search"),
-            images=IMAGES,
-            cluster=self.hardware,
-            show=self.shown.append,
-        )
-
-    def hardware(self):
-        return Hardware(nodes=tuple(Node(name=name, cpus=cpus, gpus=gpus) for name, (cpus, gpus) in self.nodes.items()))
-
-    def start_all(self):
-        started = []
-        while (found := self.driver.next_task()) is not None:
-            started.append(found[0])
-        return started
-
-    def end_fit(self, c, used, repeat=0):
-        record = FitRecord(num_clusters=c, repeat=repeat, num_used=used, loss=0.0, seconds=1.0)
-        name = FitTask(num_clusters=c, repeat=repeat).name
-        labels = np.resize(np.arange(used, dtype=np.int32), 1000)
-        self.study.write_fit(record, name, {"labels": labels}, {"method": "temi"})
-        self.driver.end(name)
-
-    def report(self, trial, distance, rung=0):
-        report = TrialReport.played(trial, rung, distance, images_seen=1000 * (rung + 1), num_samples=8)
-        self.study.write_report(report)
-        return self.driver.judge(report)
-
-    def find_bound_of_4(self):
-        """C = 8 uses half of its clusters, and so does all of the grid."""
-        self.start_all()
-        self.end_fit(4, 4)
-        while self.driver.agenda.bound is None:
-            for task, _ in list(self.driver.live.values()):
-                # Those of the candidates below are under way already, and go on.
-                if isinstance(task, FitTask) and task.num_clusters > 4:
-                    self.end_fit(task.num_clusters, task.num_clusters // 2)
-            self.start_all()
-        assert self.driver.agenda.bound.c_max == 4
-
-    @property
-    def notices(self):
-        return [event.text for event in self.shown if isinstance(event, Notice)]
-
-
-def test_a_fit_that_nothing_waits_for_any_more_is_needless_and_said_to_be(tmp_path):
-    space = space_of(resources={"fit": {"at_once": 4}})
-    cluster = Cluster(tmp_path, space, goal=Goal(kind="bound"))
+def test_a_fit_that_nothing_waits_for_any_more_is_needless_and_said_to_be(played, tmp_path):
+    space = played.space_of(resources={"fit": {"at_once": 4}})
+    cluster = played.Cluster(tmp_path, space, goal=Goal(kind="bound"))
     assert [task.num_clusters for task in cluster.start_all()] == [4, 8, 16, 32]
     cluster.end_fit(4, 4)
     assert not cluster.driver.needless("c00032-r0")
@@ -124,9 +52,9 @@ def test_a_fit_that_finds_no_memory_waits_and_a_trial_starts_all_the_same(tmp_pa
     assert third is None
 
 
-def test_cores_and_gpu_shares_handed_out_never_exceed_the_cluster(tmp_path):
+def test_cores_and_gpu_shares_handed_out_never_exceed_the_cluster(played, tmp_path):
     resources = {"fit": {"cpus": 1, "gpus": 0.3, "at_once": 99}, "trial": {"cpus": 2, "gpus": 0.5}}
-    cluster = Cluster(tmp_path, space_of(resources=resources), total=(6, 2))
+    cluster = played.Cluster(tmp_path, played.space_of(resources=resources), total=(6, 2))
     rng = np.random.default_rng(0)
     most = 0
     while not cluster.driver.finished:
@@ -148,8 +76,8 @@ def test_cores_and_gpu_shares_handed_out_never_exceed_the_cluster(tmp_path):
     assert cluster.driver.next_task() is None
 
 
-def test_no_more_fits_at_once_than_the_space_says(tmp_path):
-    cluster = Cluster(tmp_path, space_of(resources={"fit": {"at_once": 2}}), total=(32, 0))
+def test_no_more_fits_at_once_than_the_space_says(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of(resources={"fit": {"at_once": 2}}), total=(32, 0))
     kinds = Counter(type(task) for task in cluster.start_all())
     assert kinds == {FitTask: 2, TrainTask: 1}
 
@@ -163,14 +91,14 @@ def test_no_more_fits_at_once_than_the_space_says(tmp_path):
         ({}, (0.5, 0), "one fit asks for 1 CPUs"),
     ],
 )
-def test_more_than_the_cluster_holds_is_refused_at_once(tmp_path, resources, total, message):
+def test_more_than_the_cluster_holds_is_refused_at_once(played, tmp_path, resources, total, message):
     with pytest.raises(ConfigurationError, match=message) as caught:
-        Cluster(tmp_path, space_of(resources=resources), total=total)
+        played.Cluster(tmp_path, played.space_of(resources=resources), total=total)
     assert "resources." in caught.value.mend
 
 
-def test_a_failed_fit_that_the_bound_needs_is_fatal_and_stays_so(tmp_path):
-    cluster = Cluster(tmp_path, space_of(), goal=Goal(kind="bound"), total=(1, 0))
+def test_a_failed_fit_that_the_bound_needs_is_fatal_and_stays_so(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of(), goal=Goal(kind="bound"), total=(1, 0))
     cluster.start_all()
     cluster.driver.fail("c00004-r0", "out of memory")
     assert isinstance(cluster.driver.fatal, NoUsableResultError)
@@ -178,23 +106,25 @@ def test_a_failed_fit_that_the_bound_needs_is_fatal_and_stays_so(tmp_path):
     assert "c00004-r0.json" in cluster.driver.fatal.mend
     assert cluster.driver.finished
     assert cluster.driver.next_task() is None
-    again = Cluster(tmp_path, space_of(), goal=Goal(kind="bound"))
+    again = played.Cluster(tmp_path, played.space_of(), goal=Goal(kind="bound"))
     assert str(again.driver.fatal) == str(cluster.driver.fatal)
     assert again.driver.next_task() is None
     # Its mend works.
     (tmp_path / "failures" / "c00004-r0.json").unlink()
-    assert Cluster(tmp_path, space_of(), goal=Goal(kind="bound")).driver.next_task()[0].name == "c00004-r0"
+    assert (
+        played.Cluster(tmp_path, played.space_of(), goal=Goal(kind="bound")).driver.next_task()[0].name == "c00004-r0"
+    )
 
 
-def test_a_failed_fit_that_was_asked_ahead_is_fatal_only_once_the_bound_needs_it(tmp_path):
-    spared = Cluster(tmp_path / "spared", space_of(), goal=Goal(kind="bound"))
+def test_a_failed_fit_that_was_asked_ahead_is_fatal_only_once_the_bound_needs_it(played, tmp_path):
+    spared = played.Cluster(tmp_path / "spared", played.space_of(), goal=Goal(kind="bound"))
     assert [task.num_clusters for task in spared.start_all()] == [4, 8, 16, 32]
     spared.driver.fail("c00016-r0", "out of memory")
     assert spared.driver.fatal is None
     spared.end_fit(4, 4)
     spared.end_fit(8, 4)
     assert spared.driver.fatal is None
-    needed = Cluster(tmp_path / "needed", space_of(), goal=Goal(kind="bound"))
+    needed = played.Cluster(tmp_path / "needed", played.space_of(), goal=Goal(kind="bound"))
     needed.start_all()
     needed.driver.fail("c00016-r0", "out of memory")
     needed.end_fit(8, 8)
@@ -203,8 +133,8 @@ def test_a_failed_fit_that_was_asked_ahead_is_fatal_only_once_the_bound_needs_it
     assert "without C = 16: out of memory" in str(needed.driver.fatal)
 
 
-def test_a_failed_trial_is_data(tmp_path):
-    cluster = Cluster(tmp_path, space_of())
+def test_a_failed_trial_is_data(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of())
     cluster.find_bound_of_4()
     live = [name for name, (task, _) in cluster.driver.live.items() if isinstance(task, TrainTask)]
     assert UNCONDITIONAL in live
@@ -216,8 +146,8 @@ def test_a_failed_trial_is_data(tmp_path):
     assert UNCONDITIONAL not in [task.name for task in cluster.start_all()]
 
 
-def test_a_candidate_whose_fit_failed_is_left_out_and_the_search_goes_on(tmp_path):
-    cluster = Cluster(tmp_path, space_of(resources={"fit": {"at_once": 9}}), total=(32, 0))
+def test_a_candidate_whose_fit_failed_is_left_out_and_the_search_goes_on(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of(resources={"fit": {"at_once": 9}}), total=(32, 0))
     cluster.find_bound_of_4()
     assert {"c00002-r0", "c00003-r0"} <= set(cluster.driver.live)
     cluster.driver.fail("c00003-r0", "text")
@@ -228,8 +158,8 @@ def test_a_candidate_whose_fit_failed_is_left_out_and_the_search_goes_on(tmp_pat
     assert "c00003" not in names
 
 
-def test_a_storage_failure_is_fatal_whatever_the_task_and_writes_no_failure(tmp_path):
-    cluster = Cluster(tmp_path, space_of())
+def test_a_storage_failure_is_fatal_whatever_the_task_and_writes_no_failure(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of())
     cluster.start_all()
     full = StorageError("the storage is full")
     cluster.driver.fail(UNCONDITIONAL, "the storage is full", fatal=full)
@@ -243,8 +173,8 @@ def test_a_storage_failure_is_fatal_whatever_the_task_and_writes_no_failure(tmp_
     assert cluster.driver.finished
 
 
-def test_a_decision_is_on_record_before_it_is_acted_on(tmp_path):
-    cluster = Cluster(tmp_path, space_of())
+def test_a_decision_is_on_record_before_it_is_acted_on(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of())
     cluster.start_all()
     decision = cluster.report(UNCONDITIONAL, 5.0)
     assert cluster.study.decisions() == [decision]
@@ -253,8 +183,8 @@ def test_a_decision_is_on_record_before_it_is_acted_on(tmp_path):
     assert cluster.notices == ["unconditional goes on at 1 kimg: 5, the baseline is never stopped"] * 2
 
 
-def test_a_trial_that_was_cut_short_is_asked_for_again_and_one_that_ended_is_not(tmp_path):
-    cluster = Cluster(tmp_path, space_of())
+def test_a_trial_that_was_cut_short_is_asked_for_again_and_one_that_ended_is_not(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of())
     cluster.start_all()
     cluster.report(UNCONDITIONAL, 5.0)
     cluster.driver.end(UNCONDITIONAL)
@@ -265,8 +195,8 @@ def test_a_trial_that_was_cut_short_is_asked_for_again_and_one_that_ended_is_not
     assert [e.task for e in cluster.shown if isinstance(e, Progress) and e.ended] == [UNCONDITIONAL] * 2
 
 
-def test_candidates_are_on_record_as_soon_as_the_bound_is_known(tmp_path):
-    cluster = Cluster(tmp_path, space_of())
+def test_candidates_are_on_record_as_soon_as_the_bound_is_known(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of())
     assert cluster.driver.bound_was_unknown
     cluster.find_bound_of_4()
     order = durable.read_record(tmp_path / "candidates.json")["order"]
@@ -274,40 +204,40 @@ def test_candidates_are_on_record_as_soon_as_the_bound_is_known(tmp_path):
     assert sorted(order) == [2, 3, 4]
     assert cluster.driver.bound_found is not None
     assert cluster.driver.agenda.bound.reason in cluster.notices
-    again = Cluster(tmp_path, space_of())
+    again = played.Cluster(tmp_path, played.space_of())
     assert not again.driver.bound_was_unknown
     assert again.driver.bound_found is None
     assert again.driver.agenda.candidates == tuple(order)
 
 
-def test_records_that_contradict_the_rule_are_an_integrity_error(tmp_path):
-    cluster = Cluster(tmp_path, space_of())
+def test_records_that_contradict_the_rule_are_an_integrity_error(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of())
     for c, distance in ((2, 5.0), (3, 6.0)):
         cluster.report(f"c0000{c}", distance)
-    Cluster(tmp_path, space_of())
+    played.Cluster(tmp_path, played.space_of())
     path = tmp_path / "trials" / "c00003" / "reports" / "000.json"
     durable.replace_record(path, {**durable.read_record(path), "distance": 4.0})
     with pytest.raises(IntegrityError, match="decision 2 on c00003 at rung 0 was 'stopped' and is 'running'"):
-        Cluster(tmp_path, space_of())
+        played.Cluster(tmp_path, played.space_of())
 
 
-def test_a_trial_is_placed_whole_and_what_no_machine_holds_is_refused(tmp_path):
-    space = space_of(resources={"trial": {"workers": 2, "gpus": 1}})
-    cluster = Cluster(tmp_path / "fits", space, nodes={"a": (4, 1), "b": (4, 2)})
+def test_a_trial_is_placed_whole_and_what_no_machine_holds_is_refused(played, tmp_path):
+    space = played.space_of(resources={"trial": {"workers": 2, "gpus": 1}})
+    cluster = played.Cluster(tmp_path / "fits", space, nodes={"a": (4, 1), "b": (4, 2)})
     cluster.start_all()
     assert cluster.driver.live[UNCONDITIONAL][1].nodes == ("b", "b")
     # Fits go where they cost no trial its place.
     assert {held.nodes for task, held in cluster.driver.live.values() if isinstance(task, FitTask)} == {("a",)}
-    alone = space_of(resources={"trial": {"gpus": 4}})
+    alone = played.space_of(resources={"trial": {"gpus": 4}})
     with pytest.raises(ConfigurationError, match=r"2 machines, the largest of which has 4 and 2: no process lies on"):
-        Cluster(tmp_path / "not", alone, nodes={"a": (4, 2), "b": (4, 2)})
-    spread = space_of(resources={"trial": {"workers": 4, "gpus": 1}})
-    assert Cluster(tmp_path / "spread", spread, nodes={"a": (4, 2), "b": (4, 2)}).driver.fatal is None
+        played.Cluster(tmp_path / "not", alone, nodes={"a": (4, 2), "b": (4, 2)})
+    spread = played.space_of(resources={"trial": {"workers": 4, "gpus": 1}})
+    assert played.Cluster(tmp_path / "spread", spread, nodes={"a": (4, 2), "b": (4, 2)}).driver.fatal is None
 
 
-def test_machines_that_come_are_used_and_where_all_are_gone_that_is_said_once(tmp_path):
-    space = space_of(resources={"fit": {"at_once": 1}, "trial": {"cpus": 4}})
-    cluster = Cluster(tmp_path, space, nodes={"a": (4, 0)})
+def test_machines_that_come_are_used_and_where_all_are_gone_that_is_said_once(played, tmp_path):
+    space = played.space_of(resources={"fit": {"at_once": 1}, "trial": {"cpus": 4}})
+    cluster = played.Cluster(tmp_path, space, nodes={"a": (4, 0)})
     assert [task.name for task in cluster.start_all()] == ["c00004-r0"]
     cluster.nodes["b"] = (4, 0)
     assert [task.name for task in cluster.start_all()] == [UNCONDITIONAL]
@@ -327,8 +257,8 @@ def test_machines_that_come_are_used_and_where_all_are_gone_that_is_said_once(tm
     assert {task.name for task in cluster.start_all()} == {"c00004-r0", UNCONDITIONAL}
 
 
-def test_a_dead_process_is_begun_again_once_and_after_every_rung(tmp_path):
-    cluster = Cluster(tmp_path, space_of(rungs={"rungs_kimg": [1, 2, 3], "reduction_factor": 2}))
+def test_a_dead_process_is_begun_again_once_and_after_every_rung(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of(rungs={"rungs_kimg": [1, 2, 3], "reduction_factor": 2}))
     cluster.start_all()
     for rung in range(2):
         cluster.driver.die(UNCONDITIONAL, "killed")
@@ -342,8 +272,8 @@ def test_a_dead_process_is_begun_again_once_and_after_every_rung(tmp_path):
     assert UNCONDITIONAL not in [task.name for task in cluster.start_all()]
 
 
-def test_lost_machines_are_no_attempts_however_many(tmp_path):
-    cluster = Cluster(tmp_path, space_of(resources={"fit": {"at_once": 1}}), nodes={"n0": (8, 0)})
+def test_lost_machines_are_no_attempts_however_many(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of(resources={"fit": {"at_once": 1}}), nodes={"n0": (8, 0)})
     cluster.start_all()
     for lost in range(4):
         assert cluster.driver.live[UNCONDITIONAL][1].nodes == (f"n{lost}",)
@@ -355,9 +285,9 @@ def test_lost_machines_are_no_attempts_however_many(tmp_path):
     assert UNCONDITIONAL in cluster.driver.live
 
 
-def test_what_ran_out_of_memory_gets_half_the_microbatch_once_and_then_fails_as_oom(tmp_path):
-    space = space_of(training={"batch_size": 64}, resources={"trial": {"workers": 2}})
-    cluster = Cluster(tmp_path, space)
+def test_what_ran_out_of_memory_gets_half_the_microbatch_once_and_then_fails_as_oom(played, tmp_path):
+    space = played.space_of(training={"batch_size": 64}, resources={"trial": {"workers": 2}})
+    cluster = played.Cluster(tmp_path, space)
     cluster.start_all()
     trial, fit = TrainTask(num_clusters=None), FitTask(num_clusters=4, repeat=0)
     assert cluster.driver.space_for(trial) == space
@@ -372,16 +302,16 @@ def test_what_ran_out_of_memory_gets_half_the_microbatch_once_and_then_fails_as_
     assert cluster.study.failures() == {UNCONDITIONAL: "oom: CUDA out of memory"}
 
 
-def test_an_overtaken_driver_writes_nothing_more(tmp_path):
+def test_an_overtaken_driver_writes_nothing_more(played, tmp_path):
     """Fault 13: it was paused, its lock was taken away and given to another, and it goes on."""
-    cluster = Cluster(tmp_path / "study", space_of())
+    cluster = played.Cluster(tmp_path / "study", played.space_of())
     study = cluster.study
 
     def files():
         return {path for path in study.path.rglob("*") if path.is_file() and path != study.lock}
 
     with exclusive_lock(study.lock):
-        study.settle(space_of().settled())
+        study.settle(played.space_of().settled())
         task, _ = cluster.driver.next_task()
         assert cluster.driver.needless(task.name) is False
         before = files()
@@ -402,186 +332,3 @@ def test_an_overtaken_driver_writes_nothing_more(tmp_path):
                 write()
             assert caught.value.exit_code == 6
         assert files() == before
-
-
-ALSO = {
-    "training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
-    "clustering.gamma": [0.6, 0.8],
-    "sampling.guidance": [0, 1],
-}
-
-
-def space_of_proposals(proposals, rule="asha", **more):
-    also = dict(ALSO)
-    if proposals == "grid":
-        also["training.learning_rate"] = [1e-3, 2e-3]
-    return space_of(
-        bound={"alpha": 0.9, "c_start": 4, "c_limit": 4},
-        candidates={"explicit": [2, 3, 4], "also": also, "proposals": proposals, "num_trials": 9, "ahead": 3},
-        rungs={"rungs_kimg": [1, 2], "reduction_factor": 2, "rule": rule},
-        network={"label_dropout": 0.1},
-        finals={"finalists": 2, "seeds": 2, "budget_kimg": 4},
-        **more,
-    )
-
-
-class PowerCut(Exception):
-    """After a record was written."""
-
-
-def work_off(path, space, monkeypatch=None, slots=1):
-    """Drive to the end, one task after another; with a monkeypatch every driver dies with its next new record. (The
-    last driver's cluster, how many drivers there were)."""
-    drivers, write = 0, durable.write_record
-
-    def write_and_die(place, record):
-        new = not place.exists()
-        write(place, record)
-        if new:
-            raise PowerCut
-
-    if monkeypatch is not None:
-        monkeypatch.setattr(durable, "write_record", write_and_die)
-    while True:
-        drivers += 1
-        try:
-            cluster = Cluster(path, space, total=(slots, 0))
-            while not cluster.driver.finished:
-                cluster.start_all()
-                run_first(cluster)
-            return cluster, drivers
-        except PowerCut:
-            continue
-
-
-def run_first(cluster):
-    """Do the task that was started first, up to what stops it."""
-    name, (task, _) = next(iter(cluster.driver.live.items()))
-    if isinstance(task, FitTask):
-        changes = dict(task.changes)
-        record = FitRecord(
-            num_clusters=task.num_clusters,
-            repeat=task.repeat,
-            num_used=task.num_clusters,
-            loss=0.0,
-            seconds=1.0,
-            changes=changes,
-        )
-        if name not in cluster.study.fits():
-            labels = np.resize(np.arange(task.num_clusters, dtype=np.int32), 1000)
-            cluster.study.write_fit(record, name, {"labels": labels}, {"method": "temi"})
-        cluster.driver.end(name)
-        return
-    if task.num_clusters is not None:
-        # What it is conditioned on is there before it starts.
-        assert task.fit.name in cluster.study.fits()
-    own = cluster.driver.space_for(task)
-    for rung in range(2, 3) if task.final else range(2):
-        # A function of what is trained: the rate, the guidance, the clusters, and the seed a little.
-        distance = abs(np.log10(own.training.learning_rate) + 3.2) + own.sampling.guidance + own.clustering.gamma
-        distance += 0.1 * (task.num_clusters or 40) + 0.01 * task.seed + 2 - rung / 2
-        recorded = {report.rung: report for report in cluster.study.reports(task.trial)}
-        if rung not in recorded:
-            report = TrialReport.played(task.trial, rung, float(distance), images_seen=1000 * 2**rung)
-            cluster.study.write_report(report)
-        if cluster.driver.judge(cluster.study.reports(task.trial)[rung]).status != "running":
-            break
-    cluster.driver.end(name)
-
-
-def records(study):
-    """Every record of a study by its path, what it took excepted."""
-    return {
-        str(path.relative_to(study.path)): durable.read_record(path)
-        for path in study.path.rglob("*.json")
-        if path.parent.name != "timings"
-    }
-
-
-@pytest.mark.parametrize("rule", ["asha", "halving"])
-@pytest.mark.parametrize("proposals", ["grid", "random", "tpe"])
-def test_a_search_for_more_than_c_that_dies_after_every_record_comes_to_the_same(
-    tmp_path, monkeypatch, proposals, rule
-):
-    space = space_of_proposals(proposals, rule)
-    whole, _ = work_off(tmp_path / "whole", space)
-    with monkeypatch.context() as patch:
-        parts, drivers = work_off(tmp_path / "parts", space, patch)
-    found = records(whole.study)
-    assert records(parts.study) == found
-    assert drivers > len(found) // 2
-    tried = whole.study.proposals()
-    assert len({(one.num_clusters, one.settings) for one in tried}) == 9
-    # Every trial was trained as its record says, and every fit was made with its own gamma.
-    for one in tried:
-        values, own = dict(one.settings), whole.driver.space_for(one.task)
-        assert own.training.learning_rate == values["training.learning_rate"]
-        assert own.sampling.guidance == values["sampling.guidance"]
-        assert own.clustering.gamma == values["clustering.gamma"]
-        assert (one.task.fit.name == f"c{one.num_clusters:05d}-r0") == (values["clustering.gamma"] == 0.6)
-        assert whole.driver.space_for(one.task.fit).clustering.gamma == values["clustering.gamma"]
-    # The winner is the best of those that came to the last rung, by the function above, and was trained on.
-    winner = whole.driver.agenda.winner
-    assert whole.study.reports(winner.trial)[-1].rung == 2
-    ended = {d.trial: d for d in whole.study.decisions() if d.rung == 1 and d.status == "completed"}
-    best = min((whole.study.reports(name)[1].distance, name) for name in ended if name.startswith("c"))[1]
-    assert winner.trial == best
-
-
-def test_the_first_proposals_of_tpe_do_not_depend_on_the_cluster(tmp_path):
-    """Those that follow from the field that is halved, whose outcome depends on no order."""
-    space = space_of_proposals("tpe", "halving", resources={"fit": {"at_once": 1}})
-    found = [work_off(tmp_path / str(slots), space, slots=slots)[0].study.proposals() for slots in (1, 2, 8)]
-    assert len(found[0]) == 9
-    first = [[(one.num_clusters, one.settings) for one in of[:4]] for of in found]
-    assert first[0] == first[1] == first[2]
-
-
-def test_a_proposal_is_on_record_and_said_before_its_trial_starts(tmp_path):
-    cluster = Cluster(tmp_path, space_of_proposals("tpe"), total=(1, 0))
-    while cluster.driver.agenda.bound is None:
-        cluster.start_all()
-        run_first(cluster)
-    tried = cluster.study.proposals()
-    assert [one.number for one in tried] == [1, 2, 3]
-    assert sorted(durable.read_record(tmp_path / "candidates.json")["order"]) == [2, 3, 4]
-    told = [text for text in cluster.notices if text.startswith(f"{tried[0].task.trial} has ")]
-    assert len(told) == 1
-    assert f"guidance {dict(tried[0].settings)['sampling.guidance']}" in told[0]
-    while not cluster.driver.finished:
-        cluster.start_all()
-        known = {one.task.trial for one in cluster.study.proposals()}
-        live = {task.trial for task, _ in cluster.driver.live.values() if isinstance(task, TrainTask)}
-        assert {name.partition("-s")[0] for name in live} <= known | {UNCONDITIONAL}
-        run_first(cluster)
-
-
-def test_what_ran_out_of_memory_keeps_its_own_settings(tmp_path):
-    cluster = Cluster(tmp_path, space_of_proposals("grid"), total=(1, 0))
-    while not cluster.study.proposals():
-        cluster.start_all()
-        run_first(cluster)
-    task = next(one.task for one in cluster.study.proposals() if len(one.changes) == 3)
-    cluster.driver.live[task.name] = (task, None)
-    cluster.driver.die(task.name, "CUDA out of memory", out_of_memory=True)
-    halved, own = cluster.driver.space_for(task), cluster.driver.space.changed(task.changes)
-    assert halved.training.microbatch == 256
-    assert halved.settled() == own.settled()
-
-
-def test_a_search_of_c_alone_has_no_proposals(tmp_path):
-    cluster, _ = work_off(tmp_path, space_of(bound={"alpha": 0.9, "c_start": 4, "c_limit": 4}))
-    assert cluster.study.proposals() == []
-    assert cluster.driver.agenda.proposals == ()
-    assert cluster.driver.agenda.winner.proposal == 0
-
-
-def test_tpe_trains_the_c_alone_where_nothing_else_is_searched(tmp_path):
-    space = space_of(
-        bound={"alpha": 0.9, "c_start": 64, "c_limit": 64},
-        candidates={"low": 2, "count": 12, "proposals": "tpe", "num_trials": 5, "ahead": 2},
-    )
-    cluster, _ = work_off(tmp_path, space)
-    tried = cluster.study.proposals()
-    assert len({one.num_clusters for one in tried}) == len(tried) == 5
-    assert all(one.settings == one.changes == () for one in tried)

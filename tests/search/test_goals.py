@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cedm_ray.errors import IntegrityError
 from cedm_ray.search.goals import FitTask, Goal, Proposal, TrainTask, task_of
 from cedm_ray.search.settings import frozen
 
@@ -75,7 +76,7 @@ def test_a_task_is_found_by_its_trials_name():
         PROPOSALS[1].task,
     ):
         assert task_of(task.trial, PROPOSALS) == task
-    with pytest.raises(ValueError, match="tries proposal 3, and 2 are on record"):
+    with pytest.raises(IntegrityError, match="tries proposal 3, and 2 are on record"):
         task_of("c00020-p3", PROPOSALS)
 
 

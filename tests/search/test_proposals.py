@@ -16,6 +16,7 @@ from cedm_ray.search.results import Outcome
 from cedm_ray.search.settings import Range, frozen
 
 OWN = {"training.learning_rate": 1e-3, "sampling.guidance": 0.0, "clustering.gamma": 0.6, "training.batch_size": 64}
+OWN["clustering.method"] = "temi"
 GRID = (11, 2, 26, 5)
 LISTS = {"sampling.guidance": (0, 0.5), "clustering.gamma": (0.6, 0.7, 0.8)}
 RATES = {"training.learning_rate": Range(low=1e-4, high=1e-2, log=True)}
@@ -46,6 +47,23 @@ def test_a_grid_is_the_product_each_once_in_an_order_of_the_seed():
     turned = CandidatesConfig(also=dict(reversed(LISTS.items())))
     assert found == all_of(turned, grid=sorted(GRID))
     assert all_of(CandidatesConfig(also=LISTS, num_trials=7)) == found[:7]
+
+
+METHOD_AND_GAMMA = {"clustering.method": ("temi", "kmeans"), "clustering.gamma": (0.6, 0.7, 0.8)}
+
+
+@pytest.mark.parametrize("proposals", ["grid", "random", "tpe"])
+def test_k_means_is_tried_once_whatever_the_settings_of_temi(proposals):
+    config = CandidatesConfig(also=METHOD_AND_GAMMA, proposals=proposals, num_trials=99)
+    found = all_of(config, grid=(2, 5), outcome=lambda one: Outcome(status="completed", distances=((0, 1.0),)))
+    tried = [(one.num_clusters, *dict(one.settings).values()) for one in found]
+    assert Counter((c, method) for c, _, method in tried) == {
+        (2, "temi"): 3,
+        (5, "temi"): 3,
+        (2, "kmeans"): 1,
+        (5, "kmeans"): 1,
+    }
+    assert len(set(tried)) == 8
 
 
 def test_what_differs_from_the_space_is_what_changes():
@@ -80,6 +98,19 @@ def test_a_space_that_can_be_listed_is_tried_whole_and_no_more(proposals):
     points = {(one.num_clusters, *dict(one.settings).values()) for one in found}
     assert len(found) == 12
     assert points == set(itertools.product((3, 7), (0, 0.5), (62, 63, 64)))
+
+
+@pytest.mark.parametrize("proposals", ["random", "tpe"])
+def test_a_range_of_few_readable_values_is_drawn_to_more_digits(proposals):
+    """To four digits it holds its two ends alone, of two C each."""
+    narrow = {"training.learning_rate": Range(low=0.1, high=0.1001)}
+    found = all_of(CandidatesConfig(also=narrow, proposals=proposals, num_trials=9), grid=(2, 5))
+    rates = [dict(one.settings)["training.learning_rate"] for one in found]
+    assert len({(one.num_clusters, one.settings) for one in found}) == 9
+    assert all(0.1 <= rate <= 0.1001 for rate in rates)
+    assert {(one.num_clusters, rate) for one, rate in zip(found, rates, strict=True)} > set(
+        itertools.product((2, 5), (0.1, 0.1001))
+    )
 
 
 def test_draws_of_c_and_of_listed_values_are_even():
@@ -122,11 +153,32 @@ def test_tpe_looks_at_what_it_is_told():
     assert median(small[20:]) < 1e-3 < 5e-3 < median(large[20:])
 
 
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_tpe_draws_until_it_knows_how_ten_trials_ended(ahead):
+    config = CandidatesConfig(also=RATES, proposals="tpe", num_trials=40, ahead=ahead)
+
+    def proposals(seed, sign):
+        """One more than is drawn, where distances rise or fall with the rate."""
+        found = []
+        while len(found) <= config.drawn:
+            known = max(0, len(found) + 1 - ahead)
+            rates = [sign * dict(one.settings)["training.learning_rate"] for one in found[:known]]
+            ends = [Outcome(status="completed", distances=((0, 1 + rate),)) for rate in rates]
+            found.append(Proposer(config, GRID, seed, OWN).propose(found, ends + [None] * (len(found) - known)))
+        return found
+
+    pairs = [(proposals(seed, 1), proposals(seed, -1)) for seed in range(3)]
+    assert all(rising[:-1] == falling[:-1] for rising, falling in pairs)
+    assert any(rising[-1] != falling[-1] for rising, falling in pairs)
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
         (CandidatesConfig(also=LISTS), 24),
         (CandidatesConfig(also=LISTS, num_trials=5), 5),
+        (CandidatesConfig(also=METHOD_AND_GAMMA), 16),
+        (CandidatesConfig(also=METHOD_AND_GAMMA | {"sampling.guidance": (0, 1)}), 32),
         (CandidatesConfig(also=LISTS, num_trials=50), 24),
         (CandidatesConfig(also=RATES, proposals="random", num_trials=50), 50),
         (CandidatesConfig(proposals="tpe", num_trials=3), 3),

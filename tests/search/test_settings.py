@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import typing
 
 import numpy as np
 import pydantic
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cedm_ray.search.settings import (
+    SECTIONS,
     Range,
+    between,
     corners,
     differing,
     frozen,
@@ -91,7 +94,7 @@ def test_a_range_has_two_ends_in_order(given):
         ("bound.alpha", "settings of clustering, network"),
         ("evaluation.num_samples", "settings of clustering, network"),
         ("seed", "settings of clustering, network"),
-        ("training.rate", "has no such setting; it has batch_size"),
+        ("training.rate", "has no such setting; of its settings batch_size, learning_rate,"),
         ("training", "has no such setting"),
         ("training.microbatch", "changes no result"),
         ("sampling.batch_size", "changes no result"),
@@ -114,6 +117,21 @@ def test_corners_are_all_combinations_of_ends_and_listed_values():
     assert list(corners(also)) == expected
     with pytest.raises(ValueError, match="4,096 combinations, and at most 2,048"):
         corners({f"a.x{index}": (0, 1) for index in range(12)})
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_spaces_own_value_of_a_setting_says_whether_it_is_a_whole_number(section):
+    """A default that is written as a whole number would make whole numbers of what is drawn of a float."""
+    for name, field in SearchSpace.model_fields[section].annotation.model_fields.items():
+        takes_fractions = float in (field.annotation, *typing.get_args(field.annotation))
+        assert not (takes_fractions and is_whole(field.default)), f"{section}.{name}"
+
+
+def test_what_lies_between_the_ends_is_one_value_of_each_range():
+    also = {"a": Range(low=2, high=9), "b": (5, 6), "c": Range(low=1, high=2), "d": Range(low=3, high=4)}
+    own = {"a": 4, "b": 5, "c": 0.5, "d": 1}
+    assert list(between(own, also)) == [{"a": 3, "b": 5, "c": 1, "d": 3}, {"a": 2, "b": 5, "c": 1.5, "d": 3}]
+    assert list(between({"b": 5}, {"b": (5, 6)})) == []
 
 
 def test_settings_in_words():

@@ -1,10 +1,11 @@
 """Where a study stands: by hand from records, in every phase, and with nobody but its storage."""
 
 import json
+import shutil
 
 import pytest
 
-from cedm_ray.errors import ConfigurationError
+from cedm_ray.errors import ConfigurationError, IntegrityError
 from cedm_ray.lock import exclusive_lock
 from cedm_ray.search.asha import Asha
 from cedm_ray.search.results import UNCONDITIONAL, TrialReport, trial_name
@@ -192,3 +193,10 @@ def test_proposals_are_listed_by_c_with_their_settings(proposed):
     assert all(trial.settings == tried.get(trial.trial, {}) for trial in standing.trials)
     assert all(trial.num_used is not None for trial in standing.trials[1:])
     assert json.loads(json.dumps(standing.to_json()))["trials"][1]["settings"] == tried["c00003-p1"]
+
+
+def test_a_trial_whose_proposal_is_lost_is_an_integrity_error(proposed, tmp_path):
+    shutil.copytree(proposed.path, tmp_path / "study")
+    (tmp_path / "study" / "proposals" / "0004.json").unlink()
+    with pytest.raises(IntegrityError, match="c00003-p4 tries proposal 4, and 3 are on record"):
+        read_standing(Study(tmp_path / "study"))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cedm_ray import durable
-from cedm_ray.data.image_set import open_image_set
 from cedm_ray.diffusion.sample import sample
 from cedm_ray.diffusion.train import DivergedError, TrainProgress
 from cedm_ray.errors import InputDataError, IntegrityError, StorageError
@@ -17,7 +16,6 @@ from cedm_ray.search import trial as trial_module
 from cedm_ray.search.evaluate import distance_to, image_statistics
 from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.model import EMA_FILE, TRAINING_FILE, open_model
-from cedm_ray.search.outcome import study_result
 from cedm_ray.search.results import Notice, RungSamples, TrialReport
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
@@ -356,89 +354,3 @@ def test_the_last_stretch_goes_on_from_the_checkpoint_and_says_only_its_own_repo
     shutil.copytree(whole[0].path, other.path)
     (report,) = [e for e in run_trial(other, longer, C, device="cpu") if isinstance(e, TrialReport) and e.rung == 2]
     assert report.distance == events[-1].distance
-
-
-def by_settings(study):
-    """The proposals of the study by (guidance, gamma)."""
-    found = {}
-    for one in study.proposals():
-        values = dict(one.settings)
-        found[values["sampling.guidance"], values["clustering.gamma"]] = one
-    return found
-
-
-def test_what_changes_sampling_alone_trains_the_same_weights_and_measures_others(proposed):
-    tried = by_settings(proposed)
-    assert set(tried) == {(0, 0.6), (0, 0.9), (1, 0.6), (1, 0.9)}
-    plain, guided = (tried[w, 0.6].task.trial for w in (0, 1))
-    weights, distances, manifests = [], [], []
-    for name in (plain, guided):
-        checkpoint = durable.newest_checkpoint(proposed.checkpoints(name))
-        weights.append(checkpoint.files[EMA_FILE])
-        manifests.append(checkpoint.manifest)
-        distances.append([report.distance for report in proposed.reports(name)])
-    assert weights[0] == weights[1]
-    assert [manifest["sampling"]["guidance"] for manifest in manifests] == [0, 1]
-    assert len(distances[0]) == len(distances[1]) == 2
-    assert all(a != b for a, b in zip(*distances, strict=True))
-
-
-def test_a_proposal_of_the_spaces_own_settings_is_the_trial_that_it_would_be_by_itself(
-    proposed, proposing_space, tmp_path
-):
-    same = by_settings(proposed)[0, 0.6].task
-    assert same.changes == ()
-    alone = Study(tmp_path / "study")
-    shutil.copytree(proposed.path, alone.path)
-    reports = [e for e in run_trial(alone, proposing_space, 3, device="cpu") if isinstance(e, TrialReport)]
-    assert [report.distance for report in reports] == [r.distance for r in proposed.reports(same.trial)]
-
-
-def test_every_trial_is_conditioned_on_the_clusters_of_its_own_gamma(proposed):
-    fits = proposed.fits()
-    for (_, gamma), one in by_settings(proposed).items():
-        fit = one.task.fit.name
-        tensors, about = durable.read_tensors(proposed.fit(fit))
-        assert about["config"]["gamma"] == gamma
-        assert fits[fit].changes == ({} if gamma == 0.6 else {"clustering.gamma": 0.9})
-        manifest = durable.newest_checkpoint(proposed.checkpoints(one.task.trial)).manifest
-        counts = np.bincount(tensors["labels"], minlength=3)
-        assert manifest["counts"] == counts[counts > 0].tolist()
-        assert manifest.get("fit") == (None if gamma == 0.6 else fit)
-        assert np.array_equal(load_assignment(proposed, 3, manifest.get("fit")).labels, tensors["labels"])
-    # Two of each gamma share one fit, and the two are not the same clusters.
-    assert sorted(name for name in fits if name.startswith("c00003")) == ["c00003-5f7a6adf-r0", "c00003-r0"]
-    assert len({tuple(load_assignment(proposed, 3, name).labels.tolist()) for name in fits if "c00003" in name}) == 2
-
-
-def test_clusters_may_be_those_of_k_means_and_of_other_features(tiny_space, tmp_path, color_network, study_tools):
-    plain = tiny_space.model_dump(mode="json")
-    also = {"clustering.method": ["temi", "kmeans"], "features.extractor": ["pixels", str(color_network)]}
-    # The gamma of what k-means groups is nothing to it, so that two trials share a fit.
-    also["clustering.gamma"] = [0.6, 0.9]
-    space = SearchSpace.model_validate(
-        {
-            **plain,
-            "bound": {**plain["bound"], "c_limit": 4},
-            "candidates": {"explicit": [3], "also": also},
-            "rungs": {"rungs_kimg": [0.064]},
-        }
-    )
-    study = Study(tmp_path / "study")
-    study_tools.prepare(study, space)
-    study_tools.drive(study, space)
-    tried = study.proposals()
-    fits = {one.task.fit.name for one in tried}
-    assert (len(tried), len(fits)) == (8, 6)
-    assert {name for name in study.fits() if name.startswith("c00003")} == fits
-    for one in tried:
-        values = dict(one.settings)
-        tensors, about = durable.read_tensors(study.fit(one.task.fit.name))
-        assert about["method"] == values["clustering.method"]
-        assert about["extractor"] == values["features.extractor"]
-        counts = np.bincount(tensors["labels"], minlength=3)
-        manifest = durable.newest_checkpoint(study.checkpoints(one.task.trial)).manifest
-        assert manifest["counts"] == counts[counts > 0].tolist()
-    images = open_image_set(study.images)
-    result = study_result(study, space, images)
-    assert {trial.status for trial in result.trials} == {"completed"}

@@ -133,11 +133,14 @@ def test_a_trial_that_does_not_fit_is_refused(run, tmp_path):
     assert (code, "at most 2 trials at once, 4 GPU each" in out) == (0, True)
 
 
-def test_what_proposals_are_made_of_is_told(run, tmp_path):
+@pytest.mark.parametrize(
+    ("trials", "how"), [(17, "all drawn"), (18, "the first 17 drawn, then proposed by TPE")], ids=["drawn", "proposed"]
+)
+def test_what_proposals_are_made_of_is_told(run, tmp_path, trials, how):
     also = "also: {training.learning_rate: {low: 1e-4, high: 1e-2}, clustering.gamma: [0.6, 0.8]}"
     text = (SPACES / "cifar10.yaml").read_text()
-    text = text.replace("candidates:\n", f"candidates:\n  {also}\n  proposals: tpe\n  num_trials: 12\n")
+    text = text.replace("candidates:\n", f"candidates:\n  {also}\n  proposals: tpe\n  num_trials: {trials}\n")
     (tmp_path / "space.yaml").write_text(text)
     code, out, _ = run("plan", tmp_path / "space.yaml", "--gpus", "8xA100")
-    assert (code, "12 trials of C with learning_rate, gamma (proposed by TPE)" in out) == (0, True)
-    assert "all 12 candidates to the last rung" in out
+    assert (code, f"{trials} trials of C with learning_rate, gamma ({how})" in out) == (0, True)
+    assert f"all {trials} candidates to the last rung" in out
