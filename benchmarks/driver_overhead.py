@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from cedm_ray.distributed import run, trainable
+from cedm_ray.distributed.session import start_ray
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.search.goals import FitTask, Goal
 from cedm_ray.search.packing import Resources
@@ -139,16 +140,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     print(f"{TRIALS} trials of {RUNGS} rungs of {INTERVAL_S:g} s on {cores} cores; load {load:.1f}", file=sys.stderr)
     try:
-        ray.init(
-            address="local",
-            num_cpus=cores,
-            num_gpus=0,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-            object_store_memory=100_000_000,
-            _temp_dir=str(folder / "ray"),
-        )
+        start_ray(num_cpus=cores, num_gpus=0, object_store_memory=100_000_000, _temp_dir=str(folder / "ray"))
         study = Study(folder / "study")
         wall = search(study, space, pretended(lambda c: 0.0, lambda c: c, lambda c, rung: (INTERVAL_S, 1.0)))
         ends = [json.loads(path.read_text()) for path in (study.path / "intervals").iterdir()]

@@ -21,6 +21,7 @@ from cedm_ray.distributed.features import prepare_features
 from cedm_ray.distributed.head import head_watched
 from cedm_ray.distributed.session import cluster_nodes, cluster_resources, get, gpu_bytes, ray_cluster
 from cedm_ray.distributed.shares import cluster_runner
+from cedm_ray.distributed.spares import Spares
 from cedm_ray.distributed.tasks import choose_device, is_nested, located
 from cedm_ray.errors import ConfigurationError, InputDataError, TryAgainError
 from cedm_ray.evaluation.evaluate import evaluate
@@ -81,7 +82,7 @@ def run_study(
         if truth is not None:
             # The first fit's line would wait for it, and the next fit for that.
             _import_meanwhile("sklearn.metrics")
-        with _on_cluster(study, address):
+        with _on_cluster(study, address), _first_spares(space, goal).kept() as spares:
             total = cluster_resources()
             show(Notice(text=f"{len(images):,} images; Ray has {total.cpus:g} CPUs and {total.gpus:g} GPUs"))
             _prepare(study, space, images, show)
@@ -90,7 +91,7 @@ def run_study(
             if goal.kind in ("search", "trial"):
                 with _timed(study, "reference"):
                     _on_a_gpu(_measure_reference, str(study.path.absolute()), located(space))
-            _run_tasks(study, space, images, goal, show, truth)
+            _run_tasks(study, space, images, goal, show, truth, spares)
             if goal.kind == "search":
                 _keep_best(study, space, images, show)
                 _measure_best(study, space, images, address, show)
@@ -161,7 +162,13 @@ def _prepare(study: Study, space: SearchSpace, images: ImageSet, show: Show, *, 
 
 
 def _run_tasks(
-    study: Study, space: SearchSpace, images: ImageSet, goal: Goal, show: Show, labels: np.ndarray | None
+    study: Study,
+    space: SearchSpace,
+    images: ImageSet,
+    goal: Goal,
+    show: Show,
+    labels: np.ndarray | None,
+    spares: Spares,
 ) -> None:
     """One Tune experiment that runs whatever the driver asks for, until it asks for nothing more."""
     # Here because Tune takes a second to import, in which Ray can start.
@@ -194,7 +201,7 @@ def _run_tasks(
         StudyTask,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=DriverScheduler(driver, searcher.names),
+            scheduler=DriverScheduler(driver, searcher.names, spares),
             num_samples=-1,
             metric="distance",
             mode="min",
@@ -232,6 +239,14 @@ def _run_tasks(
         raise driver.fatal
     if not driver.agenda.finished:
         raise TryAgainError("Ray Tune ended before the search did", mend="run the same command again: it continues")
+
+
+def _first_spares(space: SearchSpace, goal: Goal) -> Spares:
+    """The processes of the first tasks, which start while the features are looked at."""
+    first = 1 if goal.kind == "trial" else space.resources.fit.at_once
+    # The unconditional baseline trains beside the first fits.
+    first += goal.kind == "search"
+    return Spares({node.name: min(first, int(node.cpus)) for node in cluster_nodes().nodes})
 
 
 def _remembered(ask: Callable[[], Cluster]) -> Callable[[], Cluster]:

@@ -13,6 +13,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
+from cedm_ray.distributed.spares import PRELOADED
 from cedm_ray.errors import CedmError, ConfigurationError, TryAgainError
 from cedm_ray.search.packing import Cluster, Node, Resources
 
@@ -37,13 +38,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address == "local":
         try:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                object_store_memory=_OBJECT_STORE_BYTES,
-            )
+            start_ray()
         except OSError as error:
             raise ConfigurationError(
                 f"Ray cannot be started on this machine: {error}",
@@ -67,6 +62,19 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         raise TryAgainError(f"the Ray cluster went away: {error}", mend=_AGAIN) from error
     finally:
         ray.shutdown()
+
+
+def start_ray(**options: Any) -> None:
+    """Start Ray on this machine and connect to it. options: more of `ray.init`, as tests and benchmarks need them."""
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        # Ray would start a process for every core, most of them for nothing: see spares.py.
+        _system_config={"preload_python_modules": list(PRELOADED), "prestart_worker_first_driver": False},
+        **{"object_store_memory": _OBJECT_STORE_BYTES} | options,
+    )
 
 
 def cluster_resources() -> Resources:

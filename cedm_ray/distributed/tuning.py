@@ -4,16 +4,21 @@ nothing of ours goes in there.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from cedm_ray.distributed import ENVIRONMENT
+from cedm_ray.distributed.spares import Spares
 from cedm_ray.distributed.tasks import NODE_LABEL, is_nested, process_title, task_config
 from cedm_ray.errors import CedmError, StorageError
 from cedm_ray.search.driver import Driver
@@ -75,13 +80,23 @@ class DriverSearcher(_Unpickled, Searcher):
 class DriverScheduler(_Unpickled, FIFOScheduler):
     """Stops a trial whose report the driver answers with its end, and whatever runs that nothing waits for any more.
 
-    names: of the tasks, by the trials' ids.
+    names: of the tasks, by the trials' ids. spares: told how many processes are wanted for what comes next.
     """
 
-    def __init__(self, driver: Driver, names: dict[str, str]) -> None:
+    def __init__(self, driver: Driver, names: dict[str, str], spares: Spares) -> None:
         super().__init__()
-        self.driver, self.names = driver, names
+        self.driver, self.names, self.spares = driver, names, spares
         self._idle_since: float | None = None
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Have the task begin in the driver's own environment, as spare processes are in no other. Tune would give it
+        one with what it passes on, which is empty but for what importing our package sets anyway. A private hook: a
+        test guards it."""
+        kind, known = trial.get_trainable_cls(), tune_controller._class_cache._cache
+        passed_on = {name for name in ENV_VARS_TO_PROPAGATE if os.environ.get(name) != ENVIRONMENT.get(name)}
+        if kind not in known and not passed_on:
+            known[kind] = ray.remote(kind)
+        super().on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         with _errors_end(self.driver):
@@ -93,10 +108,13 @@ class DriverScheduler(_Unpickled, FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """As Tune would, after what waits for a place in vain is given up: nothing else ends a trial that never ran."""
-        for trial in list(tune_controller.get_live_trials()):
-            if trial.status == Trial.PENDING and self._is_to_end(trial):
+        pending = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
+        for trial in pending:
+            if self._is_to_end(trial):
                 tune_controller.stop_trial(trial)
         self._let_idle_processes_go(tune_controller)
+        # While tasks wait for their own processes, none is started for later ones.
+        self.spares.wanted = {} if pending else self.driver.followed
         return super().choose_trial_to_run(tune_controller)
 
     def _let_idle_processes_go(self, tune_controller: Any) -> None:
@@ -127,7 +145,8 @@ class DriverNews(_Unpickled, tune.Callback):
         elif "epoch" in result:
             detail, unit = f"loss {result['loss']:.4g}" if "loss" in result else "", result.get("unit", "epochs")
             self.show(Progress(task=name, done=result["epoch"], total=result["epochs"], unit=unit, detail=detail))
-        elif "images_seen" in result:
+        elif "images_seen" in result and not result.get("done"):
+            # How it ended is said by its decision, and no time is left.
             space, final = self.driver.space, name.endswith("-final")
             total = 1000 * (space.finals.budget_kimg if final else space.rungs.rungs_kimg[-1])
             told = [f"loss {result['loss']:.4g}"] if result.get("loss") is not None else []

@@ -259,6 +259,13 @@ class Agenda:
             self._known = (self.told, self._all_trials())
         return self._known[1]
 
+    @property
+    def num_open_trials(self) -> int:
+        """How many of the trials that are known now have not begun."""
+        if self.goal.kind != "search":
+            return 0
+        return sum(task not in self._asked and not self._is_over(task) for task in self.trials)
+
     def _all_trials(self) -> tuple[TrainTask, ...]:
         waves = self.waves
         if waves is not None and not any(waves):
@@ -319,8 +326,9 @@ class Agenda:
         for task in self._lower_tasks:
             yield from self._new(task)
         if self.goal.kind == "search":
-            for task in self.trials:
-                yield from self._steps(task)
+            steps = [step for task in self.trials for step in self._steps(task)]
+            # A trial that waits for its fit keeps a whole place idle; a fit takes a part of one, for a short while.
+            yield from sorted(steps, key=lambda step: isinstance(step, TrainTask))
 
     def _steps(self, task: TrainTask) -> Iterator[Task]:
         """What a trial needs next, if it is neither under way nor over nor waiting."""

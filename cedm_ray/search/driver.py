@@ -5,6 +5,7 @@ answers. Only one driver works on a study at a time; the study's lock sees to th
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -63,6 +64,7 @@ class Driver:
         self._deaths: dict[str, list[Resources]] = {}
         self._short_of_memory: set[str] = set()
         self._said_to_wait = False
+        self._later: list[Callable[[], None]] = []
         # What the records leave open: a driver may have died before it wrote, or a failure was removed.
         self._record(self._contest.settle())
         now = cluster()
@@ -84,10 +86,18 @@ class Driver:
         self.study.confirm()
         return self.over or name in self.agenda.unneeded
 
+    @property
+    def followed(self) -> Counter[str]:
+        """How many trials may yet begin on each machine as what runs there ends."""
+        running = Counter(node for _, held in self.live.values() for node in held.nodes)
+        workers = self.space.resources.trial.workers * self.agenda.num_open_trials
+        return Counter({node: min(count, workers) for node, count in running.items()})
+
     def next_task(self) -> tuple[Task, Resources] | None:
         """A task that fits on what is free, with what it will hold; None where there is none now. Raises LockedError
         where another driver has overtaken this one."""
         if self.over:
+            self._say_later()
             return None
         cluster = self._cluster()
         room = Room(cluster)
@@ -106,6 +116,7 @@ class Driver:
             task = self.agenda.ask(free_fits=0, free_trials=free_trials)
             held = None if task is None else self._placed(task, room, cluster)
         if task is None:
+            self._say_later()
             self._say_if_nothing_can_start(cluster)
             return None
         # Only now: it reads a file on the study's storage, and this question is asked many times a second.
@@ -267,14 +278,22 @@ class Driver:
         """Tell the agenda of a fit, and the user of it and of the bound once it is known by it."""
         task = fit.task
         self.agenda.tell_fit(task.num_clusters, task.repeat, fit.num_used, lower=task.lower, changes=task.changes)
-        self._show(fit_summary(self.study, self.space, task, fit.seconds, self._labels))
+        # Comparing with labels takes a while, in which the next tasks shall work.
+        self._later.append(lambda: self._show(fit_summary(self.study, self.space, task, fit.seconds, self._labels)))
         # A fit that was asked ahead may have failed before; this answer may be what makes the bound wait for it.
         self.fatal = self.fatal or dead_end(self.study, self.agenda)
         # Trials may have waited for the bound.
         self._record(self._contest.settle())
         if self.agenda.bound is not None and self.bound_was_unknown and self.bound_found is None:
             self.bound_found = time.monotonic()
-            self._show(Notice(text=self.agenda.bound.reason))
+            reason = self.agenda.bound.reason
+            self._later.append(lambda: self._show(Notice(text=reason)))
+
+    def _say_later(self) -> None:
+        """Show what could wait until no task waited to be handed out."""
+        later, self._later = self._later, []
+        for show in later:
+            show()
 
     def _record_candidates(self) -> None:
         """Have the candidates' order on record as soon as it is known, that of a refinement too, and every proposal."""

@@ -6,11 +6,15 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE, _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils.object_cache import _ObjectCache
 
+from cedm_ray.distributed import ENVIRONMENT
+from cedm_ray.distributed.spares import Spares
+from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.distributed.tuning import (
     DriverNews,
     DriverScheduler,
@@ -39,6 +43,7 @@ REPORT = TrialReport(
 
 
 TRIAL, NAMES = SimpleNamespace(trial_id="t"), {"t": "c00004"}
+SPARES = Spares({})
 
 
 class FakeDriver:
@@ -47,6 +52,7 @@ class FakeDriver:
     def __init__(self, study, space, tasks=(), status="running"):
         self.study, self.space, self.status = study, space, status
         self.tasks, self.told, self.finished, self.stop, self.gone = list(tasks), [], False, set(), set()
+        self.followed = {"n1": 2}
 
     def next_task(self):
         return (self.tasks.pop(0), Resources(cpus=2, gpus=0.25, nodes=("n1",))) if self.tasks else None
@@ -91,13 +97,13 @@ def test_the_searcher_proposes_tasks_then_waits_then_finishes(study, space):
 def test_the_scheduler_stops_what_the_driver_has_ended(study, space, status):
     driver = FakeDriver(study, space, status=status)
     result = dataclasses.asdict(REPORT) | {"training_iteration": 3, "done": False}
-    assert DriverScheduler(driver, NAMES).on_trial_result(None, TRIAL, result) == TrialScheduler.STOP
+    assert DriverScheduler(driver, NAMES, SPARES).on_trial_result(None, TRIAL, result) == TrialScheduler.STOP
     assert driver.told == [REPORT]
 
 
 def test_the_scheduler_lets_running_trials_and_mere_progress_go_on(study, space):
     driver = FakeDriver(study, space)
-    scheduler = DriverScheduler(driver, NAMES)
+    scheduler = DriverScheduler(driver, NAMES, SPARES)
     assert scheduler.on_trial_result(None, TRIAL, dataclasses.asdict(REPORT)) == TrialScheduler.CONTINUE
     assert scheduler.on_trial_result(None, TRIAL, {"images_seen": 100}) == TrialScheduler.CONTINUE
     assert driver.told == [REPORT]
@@ -106,7 +112,7 @@ def test_the_scheduler_lets_running_trials_and_mere_progress_go_on(study, space)
 def test_the_scheduler_stops_what_nothing_waits_for_any_more(study, space):
     driver = FakeDriver(study, space)
     driver.stop = {"c00004"}
-    scheduler = DriverScheduler(driver, {**NAMES, "u": "c00008-r0"})
+    scheduler = DriverScheduler(driver, {**NAMES, "u": "c00008-r0"}, SPARES)
     assert scheduler.on_trial_result(None, TRIAL, {"images_seen": 100}) == TrialScheduler.STOP
     assert scheduler.on_trial_result(None, SimpleNamespace(trial_id="u"), {"epoch": 1}) == TrialScheduler.CONTINUE
 
@@ -134,7 +140,7 @@ def test_an_error_of_ours_in_a_hook_ends_the_search_and_not_in_a_traceback(study
 
     monkeypatch.setattr(driver, "judge", full)
     monkeypatch.setattr(driver, "end", full)
-    scheduler = DriverScheduler(driver, NAMES)
+    scheduler = DriverScheduler(driver, NAMES, SPARES)
     assert scheduler.on_trial_result(None, TRIAL, dataclasses.asdict(REPORT)) == TrialScheduler.STOP
     assert isinstance(driver.fatal, StorageError)
     driver.fatal = None
@@ -176,7 +182,7 @@ def test_what_waits_for_a_machine_that_is_gone_is_given_up(study, space):
         stop_trial=lambda t: stopped.append(t.trial_id),
         _actor_cache=SimpleNamespace(num_cached_objects=0),
     )
-    scheduler = DriverScheduler(driver, {**NAMES, "u": "c00008"})
+    scheduler = DriverScheduler(driver, {**NAMES, "u": "c00008"}, SPARES)
     scheduler.choose_trial_to_run(controller)
     assert stopped == []
     driver.gone = {"c00004", "c00008"}
@@ -184,6 +190,42 @@ def test_what_waits_for_a_machine_that_is_gone_is_given_up(study, space):
     assert stopped == ["t"]
     # One that runs has a result every few seconds, if only an empty one.
     assert scheduler.on_trial_result(None, SimpleNamespace(trial_id="u"), {}) == TrialScheduler.STOP
+
+
+def test_processes_are_started_ahead_while_no_task_waits_for_its_own(study, space):
+    driver, trials = FakeDriver(study, space), [SimpleNamespace(trial_id="t", status="PENDING")]
+    controller = SimpleNamespace(
+        get_live_trials=lambda: trials, get_trials=list, _actor_cache=SimpleNamespace(num_cached_objects=0)
+    )
+    spares = Spares({"n1": 4})
+    scheduler = DriverScheduler(driver, NAMES, spares)
+    scheduler.choose_trial_to_run(controller)
+    assert spares.wanted == {}
+    trials[0].status = "RUNNING"
+    scheduler.choose_trial_to_run(controller)
+    assert spares.wanted == {"n1": 2}
+
+
+@pytest.mark.parametrize(("value", "own"), [(None, False), ("1.5", True)])
+def test_a_task_has_the_drivers_environment_unless_the_user_set_one_for_train(study, space, monkeypatch, value, own):
+    """Ray gives a spare process to no other. The private hook that this needs is there: Tune's cache of classes."""
+    for name in ENV_VARS_TO_PROPAGATE:
+        monkeypatch.delenv(name, raising=False)
+    for name, default in ENVIRONMENT.items():
+        monkeypatch.setenv(name, default)
+    if value is not None:
+        monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", value)
+    controller = SimpleNamespace(_class_cache=_ActorClassCache())
+    trial = SimpleNamespace(get_trainable_cls=lambda: StudyTask)
+    DriverScheduler(FakeDriver(study, space), NAMES, SPARES).on_trial_add(controller, trial)
+    options = controller._class_cache.get(StudyTask)._default_options
+    assert bool(options.get("runtime_env")) is own
+
+
+def test_an_ended_trial_is_told_by_its_decision_and_shows_no_time_left(study, space, shown):
+    told = news(FakeDriver(study, space), shown)
+    told.on_trial_result(1, [], TRIAL, {"images_seen": 500, "loss": 3.0, "rung": 0, "done": True})
+    assert shown == []
 
 
 def test_progress_is_shown_in_images_of_the_whole_budget(study, space, shown):
@@ -195,7 +237,7 @@ def test_progress_is_shown_in_images_of_the_whole_budget(study, space, shown):
 
 def test_nothing_of_a_study_goes_into_tunes_pickles(study, space, shown):
     driver = FakeDriver(study, space)
-    for adapter in (DriverSearcher(driver), DriverScheduler(driver, NAMES), news(driver, shown)):
+    for adapter in (DriverSearcher(driver), DriverScheduler(driver, NAMES, SPARES), news(driver, shown)):
         assert vars(pickle.loads(pickle.dumps(adapter))) == {}
 
 
@@ -252,7 +294,7 @@ def test_the_process_of_an_ended_task_waits_for_another_but_not_for_long(study, 
         _actor_cache=cache,
         _cleanup_cached_actors=lambda force_all: flushed.extend(cache.flush_cached_objects(force_all=force_all)),
     )
-    scheduler = DriverScheduler(FakeDriver(study, space), NAMES)
+    scheduler = DriverScheduler(FakeDriver(study, space), NAMES, SPARES)
     assert cache.cache_object("a trial's resources", "its process")
     scheduler.choose_trial_to_run(controller)
     assert flushed == []

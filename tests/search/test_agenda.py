@@ -90,6 +90,19 @@ def test_with_all_fits_there_trials_come_exactly_in_order(agendas):
     assert asked == [None, *plan.candidates]
 
 
+def test_fits_go_before_trials_as_far_as_they_fit(agendas):
+    plan = search_with_bound_of_8(agendas)
+    missing = [c for c in plan.candidates if c not in (4, 8)]
+    asked = [plan.ask(free_fits=1, free_trials=1) for _ in missing]
+    assert asked == [FitTask(num_clusters=c, repeat=0) for c in missing]
+    assert plan.num_open_trials == 1 + 7
+    # Where no fit has a place, what is fitted trains.
+    assert plan.ask(free_fits=0, free_trials=1) == TrainTask(num_clusters=None)
+    plan.tell_end("c00005")
+    assert plan.num_open_trials == 1 + 7 - 2
+    assert agendas.new("bound").num_open_trials == 0
+
+
 def test_candidates_are_unknown_before_the_bound_and_none_where_no_c_passes(agendas):
     plan = agendas.new()
     assert plan.candidates is None
