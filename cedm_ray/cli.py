@@ -71,9 +71,12 @@ def main() -> None:
         # Whoever read our output has left; the work itself is done.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends.
     except Exception as error:
-        code, text = 1, f"{type(error).__name__}: {error}"
-        traceback.print_exc()
-        print("This is a bug of ours; what was acknowledged is saved.", file=sys.stderr)
+        if (signum := _signal_behind(error)) is not None:
+            code, text = 128 + signum, "ended by a signal; everything acknowledged is saved"
+        else:
+            code, text = 1, f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+            print("This is a bug of ours; what was acknowledged is saved.", file=sys.stderr)
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         print(f"cedm-ray was {text}; the same command goes on", file=sys.stderr)
     study = context.get("study")
@@ -85,6 +88,16 @@ def main() -> None:
     sys.stderr.flush()
     # Threads of Ray and torch may still be about; nothing of ours depends on them, and a signal must end us at once.
     os._exit(code)
+
+
+def _signal_behind(error: BaseException) -> int | None:
+    """The signal that an error came of, if any: in the middle of a call into Ray, what its handler raises comes out as
+    Python's own SystemError, of which it is the cause."""
+    while isinstance(error, SystemError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, _Terminated):
+        return signal.SIGTERM
+    return signal.SIGINT if isinstance(error, KeyboardInterrupt) else None
 
 
 def _explain(error: CedmError, *, debug: bool) -> None:

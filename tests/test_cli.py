@@ -117,6 +117,19 @@ def test_exit_codes_are_written_into_the_study(run, begun, error, code, told):
     assert durable.read_record(study.path / "exit.json")["code"] == code
 
 
+@pytest.mark.parametrize(("cause", "code"), [(door._Terminated(), 143), (KeyboardInterrupt(), 130), (OSError("oh"), 1)])
+def test_a_signal_in_the_middle_of_a_call_into_ray_ends_the_command_as_one_elsewhere(run, begun, cause, code):
+    """Python makes a SystemError of what the signal's handler raises there."""
+    study, arguments, search_does = begun
+
+    def inside_ray(*_, **__):
+        raise SystemError("CoreWorker.wait returned a result with an exception set") from cause
+
+    search_does(inside_ray)
+    assert run(*arguments)[0] == code
+    assert durable.read_record(study.path / "exit.json")["code"] == code
+
+
 def test_debug_shows_the_traceback_and_the_message(run, begun):
     _, arguments, search_does = begun
     search_does(raises(StorageError("full", mend="make room")))

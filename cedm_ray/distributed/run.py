@@ -7,10 +7,12 @@ import contextlib
 import importlib
 import io
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 import ray
@@ -178,6 +180,7 @@ def _run_tasks(
     from cedm_ray.distributed.trainable import StudyTask
     from cedm_ray.distributed.tuning import DriverNews, DriverScheduler, DriverSearcher, tune_folder, tune_name
 
+    show = _printing_to(sys.stdout, show)
     # Asked of a GPU only where a fit's share of it is to be found.
     one_gpu = gpu_bytes() if space.resources.fit.gpus is None else None
     driver = Driver(
@@ -247,6 +250,16 @@ def _first_spares(space: SearchSpace, goal: Goal) -> Spares:
     # The unconditional baseline trains beside the first fits.
     first += goal.kind == "search"
     return Spares({node.name: min(first, int(node.cpus)) for node in cluster_nodes().nodes})
+
+
+def _printing_to(stdout: TextIO, show: Show) -> Show:
+    """The same, for a time in which Tune's own standard output is thrown away: what `show` prints is not Tune's."""
+
+    def shown(event: Any) -> None:
+        with contextlib.redirect_stdout(stdout):
+            show(event)
+
+    return shown
 
 
 def _remembered(ask: Callable[[], Cluster]) -> Callable[[], Cluster]:
