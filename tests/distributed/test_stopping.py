@@ -3,24 +3,62 @@
 Real Ray, real driver and records; where the work does not matter, a task's generator is replaced by one that waits.
 """
 
+import os
+import signal
 import threading
 import time
 
 import numpy as np
+import pytest
 import torch
 
+from cedm_ray import durable
 from cedm_ray.distributed import run, trainable
 from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.goals import FitTask, Goal
 from cedm_ray.search.results import UNCONDITIONAL, Decision, Notice, TrialReport
-from cedm_ray.search.study import FitRecord
+from cedm_ray.search.study import FitRecord, Study
 
 BASELINE = Goal(kind="trial", num_clusters=None)
 
 
 def notices(shown):
     return [event.text for event in shown if isinstance(event, Notice)]
+
+
+def test_a_killed_trial_goes_on_from_its_newest_checkpoint_to_the_same_model(cluster, space, tmp_path, monkeypatch):
+    """Fault 3. The process is gone between two checkpoints, as soon as one is there and before the first rung."""
+    space = space.model_copy(update={"checkpoints": space.checkpoints.model_copy(update={"every_kimg": 0.2})})
+    undisturbed, study, shown = Study(tmp_path / "undisturbed"), Study(tmp_path / "study"), []
+    run.run_study(undisturbed, space, BASELINE, address=None, show=lambda event: None)
+    lives = tmp_path / "lives"
+    lives.mkdir()
+
+    class Killed(StudyTask):
+        def _open(self, study, space, held):
+            first = not any(lives.iterdir())
+            with (lives / f"{time.monotonic_ns()}").open("w", buffering=1) as said:
+                for event in super()._open(study, space, held):
+                    if not isinstance(event, Notice):
+                        said.write(f"{event.images_seen}\n")
+                    whole = durable.newest_checkpoint(study.checkpoints(UNCONDITIONAL))
+                    if first and whole is not None:
+                        said.write(f"{whole.manifest['images_seen']}\n")
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    yield event
+
+    monkeypatch.setattr(trainable, "StudyTask", Killed)
+    run.run_study(study, space, BASELINE, address=None, show=shown.append)
+    before, after = ([int(line) for line in life.read_text().split()] for life in sorted(lives.iterdir()))
+    checkpoint = before.pop()
+    assert 0 < checkpoint <= before[-1] < 500
+    assert checkpoint <= after[0]
+    assert any("goes on from its checkpoint" in text for text in notices(shown))
+    assert study.failures() == {}
+    again, expected = study.reports(UNCONDITIONAL), undisturbed.reports(UNCONDITIONAL)
+    assert [report.images_seen for report in again] == [report.images_seen for report in expected] == [500, 1000]
+    assert [report.distance for report in again] == pytest.approx([report.distance for report in expected], rel=1e-9)
 
 
 def starved(enough):
