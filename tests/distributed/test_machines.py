@@ -201,7 +201,8 @@ def test_a_search_finds_on_three_machines_two_of_which_die_what_it_finds_on_one(
                 search.until(partial(trained, least))
                 cluster.remove_node(busy, allow_graceful=False)
                 search.until(lambda event: event["kind"] == "Notice" and "lost its" in event["text"])
-                # Not before: a trial that waits would begin on it, and the reports come in another order.
+                # One that came before would go to a trial that waits, and reports would come in another order.
+                search.until(lambda event: event["kind"] == "Notice" and "waiting for machines" in event["text"])
                 busy = add(cluster, 2)
             search.ends()
     assert three.failures() == {}
