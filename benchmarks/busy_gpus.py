@@ -211,12 +211,14 @@ def nothing_early() -> Iterator[None]:
 
 def check_against_ray(factor: float) -> dict[str, float]:
     """The same search on Ray with fake GPUs, and simulated with the starts that it took there."""
-    import ray
     from driver_overhead import pretended, search
     from driver_overhead import space_of as small_space
-    from ray.cluster_utils import Cluster as Machines
 
     times = Times(seed=0, gpus=2, factor=factor)
+    # Ray reads its environment when it is first imported, and what is imported above sets it.
+    import ray
+    from ray.cluster_utils import Cluster as Machines
+
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     # One worker of two GPUs: a nested run would sleep just the same, and start three more processes.
     sections = space_of(2, 12, bound={"alpha": 0.9, "c_start": 40, "c_limit": 40}).model_dump(mode="json")
