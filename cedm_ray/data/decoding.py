@@ -38,6 +38,7 @@ from cedm_ray.errors import CedmError, InputDataError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 # JPEG's own limit; a longer side is a trick or a mistake, even where there are few pixels.
 MAX_SIDE = 65_535
+STRIP_PIXELS = 2**20
 
 _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -283,10 +284,20 @@ def _to_rgb(image: Image.Image, background: str) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, ImageColor.getrgb(background))
-        canvas.alpha_composite(image.convert("RGBA"))
-        image = canvas
+        return _over_background(image, background)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _over_background(image: Image.Image, background: str) -> Image.Image:
+    """Alpha laid over a color, a strip at a time: three pictures of 64 megapixels at once would take 732 MiB."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        canvas = Image.new("RGBA", strip.size, ImageColor.getrgb(background))
+        canvas.alpha_composite(strip)
+        whole.paste(canvas.convert("RGB"), (0, top))
+    return whole
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:

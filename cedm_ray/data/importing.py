@@ -208,9 +208,23 @@ def _copy_images(
 
 
 def _write_lines(table: pq.ParquetWriter, columns: dict[str, list]) -> None:
-    table.write_table(pa.Table.from_pydict(columns, _INDEX_SCHEMA))
+    arrays = [_array(columns[field.name], field.type) for field in _INDEX_SCHEMA]
+    table.write_table(pa.Table.from_arrays(arrays, schema=_INDEX_SCHEMA))
     for column in columns.values():
         column.clear()
+
+
+def _array(values: list, kind: pa.DataType) -> pa.Array:
+    """Text or whole numbers, None among them, as a column. Not by `pa.array`, which imports pandas to look whether they
+    are of its kinds: a fifth of a second, and some 40 MiB."""
+    missing = np.array([value is None for value in values], dtype=bool)
+    valid = pa.py_buffer(np.packbits(~missing, bitorder="little")) if missing.any() else None
+    if pa.types.is_string(kind):
+        texts = [b"" if value is None else value.encode() for value in values]
+        ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+        return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])
+    numbers = np.array([0 if value is None else value for value in values], dtype=f"int{kind.bit_width}")
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(numbers)])
 
 
 def _check_refusals(config: ImagesConfig, refused: list[Refusal], reasons: Counter[str], total: int) -> None:

@@ -34,6 +34,13 @@ def test_members_with_dangerous_names_are_refused_by_name(tmp_path, png, read, w
     assert refused["C:e.png"].startswith("an absolute name")
 
 
+def test_an_archive_in_the_archive_is_refused_unopened(tmp_path, png, read, write_zip):
+    inner = write_zip(tmp_path / "inner.zip", {"b.png": png()}).read_bytes()
+    path = write_zip(tmp_path / "a.zip", {"a.png": png(), "more/inner.zip": inner, "c.tar.gz": b""})
+    why = "an archive in the archive, which is not opened"
+    assert read(path) == (["a.png"], {"more/inner.zip": why, "c.tar.gz": why})
+
+
 def test_links_and_duplicates_in_a_zip_are_refused(tmp_path, png, read):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
