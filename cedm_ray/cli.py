@@ -71,9 +71,15 @@ def main() -> None:
         # Whoever read our output has left; the work itself is done.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends.
     except Exception as error:
-        code, text = 1, f"{type(error).__name__}: {error}"
-        traceback.print_exc()
-        print("This is a bug of ours; what was acknowledged is saved.", file=sys.stderr)
+        # Where Ray waits in C++, a SystemError is wrapped around what a signal's handler raises.
+        if isinstance(error.__cause__, _Terminated):
+            code, text = 128 + signal.SIGTERM, "terminated; everything acknowledged is saved"
+        elif isinstance(error.__cause__, KeyboardInterrupt):
+            code, text = 128 + signal.SIGINT, "interrupted; everything acknowledged is saved"
+        else:
+            code, text = 1, f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+            print("This is a bug of ours; what was acknowledged is saved.", file=sys.stderr)
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         print(f"cedm-ray was {text}; the same command goes on", file=sys.stderr)
     study = context.get("study")

@@ -97,12 +97,20 @@ def raises(error):
     return act
 
 
+def caused(error: Exception, cause: BaseException) -> Exception:
+    """As Ray raises it from the C++ in which a signal met it."""
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
         (StorageError("full", mend="make room"), 7, "full"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (door._Terminated(), 143, "terminated"),
+        (caused(SystemError("wait returned a result with an exception set"), door._Terminated()), 143, "terminated"),
+        (caused(SystemError("wait returned a result with an exception set"), KeyboardInterrupt()), 130, "interrupted"),
         (ZeroDivisionError("oh"), 1, "bug of ours"),
         (door.click.exceptions.Exit(4), 4, ""),
     ],

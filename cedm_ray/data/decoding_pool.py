@@ -84,13 +84,13 @@ def refusals(source: Source) -> Iterator[Decoded]:
     return (Decoded(image=refusal, label=None) for refusal in source.refused)
 
 
-def pieces(source: Source, positions: range, config: ImagesConfig, most_images: int = PIECE_IMAGES) -> Iterator[Piece]:
+def pieces(source: Source, positions: range, config: ImagesConfig, most_images: int | None = None) -> Iterator[Piece]:
     """The files of a source at these places, cut into pieces. A folder's are not read here."""
     if isinstance(source, FolderSource):
         sized = zip(source.unread_at(positions), source.sizes_bytes[positions.start : positions.stop], strict=True)
     else:
         sized = ((entry, _length(entry)) for entry in source.at(positions))
-    return cut(sized, config, most_images)
+    return cut(sized, config, most_images or PIECE_IMAGES)
 
 
 def cut(items: Iterable[tuple[_T, int]], config: ImagesConfig, most_images: int) -> Iterator[list[_T]]:

@@ -40,7 +40,7 @@ LIMITS = {
 def _limits(function: Callable) -> Callable:
     for name, (default, what) in reversed(LIMITS.items()):
         option = "--" + name.replace("_", "-")
-        function = click.option(option, type=int, show_default=default, help=f"Limit: {what}.")(function)
+        function = click.option(option, type=int, help=f"Limit: {what}.  [default: {default}]")(function)
     return function
 
 
