@@ -2,9 +2,9 @@
 
 Workers are processes of their own (`decoding_worker.py`), because decoding small images is mostly Python. Each gets a
 piece, answers it and gets the next; files of a folder it reads itself. At the most two pieces a worker are on their
-way, each of at most 64 images, and of at most 8 MiB before and after decoding (or one larger image), so memory does not
-depend on the number of images. A worker that dies, of a decoder's fault, is replaced, and the image that killed it is
-refused by its name.
+way, each of at most 128 images, and of at most 8 MiB before and after decoding (or one larger image), so memory does
+not depend on the number of images. A worker that dies, of a decoder's fault, is replaced, and the image that killed it
+is refused by its name.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from cedm_ray.data.entries import Entry, Source, UnreadEntry
 from cedm_ray.data.folders import FolderSource
 from cedm_ray.errors import InputDataError
 
-PIECE_IMAGES = 64
+PIECE_IMAGES = 128
 PIECE_BYTES = 8 * 2**20
 MIN_IMAGES, MIN_BYTES = 4_000, 64 * 2**20
 """A source with less than both is decoded in this process: starting the others takes as long."""

