@@ -58,12 +58,45 @@ def num_workers(num_images: int, size_bytes: int) -> int:
     return 0 if small or cores == 1 else min(cores, MAX_WORKERS)
 
 
-def decode_source(source: Source, config: ImagesConfig, *, workers: int | None = None) -> Iterator[Decoded]:
+class EarlyPool:
+    """Workers that start while a source is still being listed, once it is known to hold many images; they end with the
+    block. pool: None while there are none.
+
+    workers: as `decode_source`.
+    """
+
+    def __init__(self, config: ImagesConfig, workers: int | None) -> None:
+        self._config, self._workers = config, workers
+        self._stack = contextlib.ExitStack()
+        self.pool: DecodingPool | None = None
+
+    def __enter__(self) -> "EarlyPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def listed(self, num_images: int) -> None:
+        """Be told how many images there are at least."""
+        if self.pool is None and num_images >= MIN_IMAGES:
+            workers = num_workers(num_images, 0) if self._workers is None else self._workers
+            if workers:
+                self.pool = self._stack.enter_context(DecodingPool(self._config, workers))
+
+
+def decode_source(
+    source: Source, config: ImagesConfig, *, workers: int | None = None, pool: "DecodingPool | None" = None
+) -> Iterator[Decoded]:
     """Every image and refusal of a source, in its order.
 
-    workers: processes beside this one; 0 = none, None = as `num_workers`. Raises InputDataError as `decode_image`, at
+    workers: processes beside this one; 0 = none, None = as `num_workers`. pool: such as have been started for `config`
+    already; they are used instead, and left. Raises InputDataError as `decode_image`, at
     the place of the image that it names, and as the source does.
     """
+    if pool is not None:
+        yield from refusals(source)
+        yield from pool.decode(pieces(source, range(len(source.files)), config))
+        return
     if workers is None:
         workers = num_workers(len(source), source.size_bytes)
     if workers < 0:
@@ -74,9 +107,8 @@ def decode_source(source: Source, config: ImagesConfig, *, workers: int | None =
                 entry if isinstance(entry, Refusal) else decode_image(entry.name, entry.content, config), entry
             )
         return
-    with DecodingPool(config, workers) as pool:
-        yield from refusals(source)
-        yield from pool.decode(pieces(source, range(len(source.files)), config))
+    with DecodingPool(config, workers) as own:
+        yield from decode_source(source, config, pool=own)
 
 
 def refusals(source: Source) -> Iterator[Decoded]:

@@ -9,7 +9,7 @@ unopened. A `dataset.json` in the folder gives labels (`edm_labels.py`).
 import collections
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,14 @@ class FolderSource(Listed):
         yield [[refusal.name, refusal.reason] for refusal in self.refused]
 
 
-def list_folder(root: Path, limits: Limits = LIMITS) -> FolderSource:
-    """List a folder. Raises OSError where it cannot be read, InputDataError where it holds no image, too many files, or
-    a dataset.json that breaks a rule."""
+def list_folder(
+    root: Path, limits: Limits = LIMITS, *, listed_so_far: Callable[[int], None] = lambda number: None
+) -> FolderSource:
+    """List a folder.
+
+    listed_so_far: is told how many images were found, now and then. Raises OSError where the folder cannot be read,
+    InputDataError where it holds no image, too many files, or a dataset.json that breaks a rule.
+    """
     listed: list[tuple[str, str, int, int]] = []
     refused: list[Refusal] = []
     extensions: collections.Counter = collections.Counter()
@@ -100,6 +105,8 @@ def list_folder(root: Path, limits: Limits = LIMITS) -> FolderSource:
                 if entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
                     listed.append((name, path, status.st_size, status.st_mtime_ns))
+                    if len(listed) % 1_000 == 0:
+                        listed_so_far(len(listed))
                 else:
                     what = "a symbolic link, which is not followed" if entry.is_symlink() else "not a regular file"
                     refused.append(Refusal(name=name, reason=what))

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from cedm_ray.config import digest
 from cedm_ray.data.decoding import ImagesConfig, OneSize, Refusal, SourceImage
-from cedm_ray.data.decoding_pool import Decoded, decode_source
+from cedm_ray.data.decoding_pool import Decoded, EarlyPool, decode_source
 from cedm_ray.data.entries import Source
 from cedm_ray.data.image_set import INDEX, MANIFEST, PIXELS, ImageSet, open_image_set, pixels_digest
 from cedm_ray.data.sources import fingerprint, open_source
@@ -72,8 +72,17 @@ def import_images(
     folder = Path(folder)
     if (folder / MANIFEST).exists():
         raise ValueError(f"folder must not hold an image set, got {folder}")
-    source = open_source(config)
-    decode = decode or functools.partial(decode_source, workers=workers)
+    with EarlyPool(config, workers) as early:
+        source = open_source(config, listed_so_far=(lambda number: None) if decode else early.listed)
+        decode = decode or functools.partial(decode_source, workers=workers, pool=early.pool)
+        yield from _make_set(source, config, folder, decode)
+    return open_image_set(folder)
+
+
+def _make_set(
+    source: Source, config: ImagesConfig, folder: Path, decode: Decode
+) -> Generator[ImportProgress, None, None]:
+    """Write the files of a set, the manifest last."""
     needed_bytes = len(source) * 3 * (config.size or 0) ** 2
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +112,6 @@ def import_images(
     except OSError as error:
         # Errors of reading have become refusals or InputDataError on their way; what is left is our own folder.
         raise storage_error(error, folder, needed_bytes) from error
-    return open_image_set(folder)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -23,7 +23,7 @@ import itertools
 import re
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cedm_ray.config import canonical_json
@@ -47,8 +47,12 @@ _RANGE = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
 _OTHER_PACKINGS = {b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
 
 
-def open_source(where: ImagesConfig | Path | str) -> Source:
+def open_source(
+    where: ImagesConfig | Path | str, *, listed_so_far: Callable[[int], None] = lambda number: None
+) -> Source:
     """Find out what `where` (or `where.source`) is and list what it holds; nothing is decoded yet.
+
+    listed_so_far: is told now and then how many images of a folder were found, while it is listed.
 
     Raises ConfigurationError where no source is named, InputDataError for one that is missing, unreadable, damaged, of
     another kind, or without images, SecurityError for pickled objects.
@@ -60,7 +64,7 @@ def open_source(where: ImagesConfig | Path | str) -> Source:
         return DigitsSource()
     path = Path(source).expanduser().absolute()
     try:
-        found = _open_path(path, limits)
+        found = _open_path(path, limits, listed_so_far)
     except CedmError:
         raise
     except (OSError, ValueError) as error:
@@ -96,7 +100,7 @@ def fingerprint(source: Source, config: ImagesConfig) -> str:
     return hasher.hexdigest()
 
 
-def _open_path(path: Path, limits: Limits) -> Source | None:
+def _open_path(path: Path, limits: Limits, listed_so_far: Callable[[int], None]) -> Source | None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -105,11 +109,11 @@ def _open_path(path: Path, limits: Limits) -> Source | None:
             raise
         return _open_shards(shards, path, limits)
     if stat.S_ISDIR(mode):
-        return _open_folder(path, limits)
+        return _open_folder(path, limits, listed_so_far)
     return _open_file(path, limits) if stat.S_ISREG(mode) else None
 
 
-def _open_folder(path: Path, limits: Limits) -> Source:
+def _open_folder(path: Path, limits: Limits, listed_so_far: Callable[[int], None]) -> Source:
     if is_image_set(path):
         return list_image_set(path)
     if (layout := cifar_layout(path)) is not None:
@@ -117,7 +121,7 @@ def _open_folder(path: Path, limits: Limits) -> Source:
     if (images := next((path / name for name in TRAIN_IMAGES if (path / name).is_file()), None)) is not None:
         return list_idx(images, limits)
     try:
-        return list_folder(path, limits)
+        return list_folder(path, limits, listed_so_far=listed_so_far)
     except InputDataError:
         # No image lies there; then shards may.
         for folder in (path, path / "data"):
