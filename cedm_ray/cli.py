@@ -72,7 +72,8 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends.
     except Exception as error:
         if (signum := _signal_behind(error)) is not None:
-            code, text = 128 + signum, "ended by a signal; everything acknowledged is saved"
+            word = "terminated" if signum == signal.SIGTERM else "interrupted"
+            code, text = 128 + signum, f"{word}; everything acknowledged is saved"
         else:
             code, text = 1, f"{type(error).__name__}: {error}"
             traceback.print_exc()

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from cedm_ray.data.decoding import Refusal, printable
-from cedm_ray.data.entries import MAX_RATIO, Entry, Listed, check_label, stamp
+from cedm_ray.data.entries import Entry, Listed, check_label, stamp
+from cedm_ray.data.limits import LIMITS, RAISE, Limits, inflates, too_many, too_much
 from cedm_ray.durable import BROKEN_ARRAY
 from cedm_ray.errors import InputDataError, SecurityError
 
@@ -159,8 +160,8 @@ def _picture(row: np.ndarray) -> np.ndarray:
     return row
 
 
-def check_pictures(shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
-    """Raises InputDataError where an array holds no images, SecurityError where it holds Python objects."""
+def check_pictures(shape: tuple[int, ...], dtype: np.dtype, where: str, limits: Limits = LIMITS) -> None:
+    """Raises InputDataError where an array holds no images or too many, SecurityError where it holds Python objects."""
     if dtype.hasobject:
         raise SecurityError(f"{printable(where)} holds pickled Python objects and was not read")
     colored = len(shape) == 4 and (shape[3] in (1, 3) or shape[1] == 3)
@@ -169,6 +170,9 @@ def check_pictures(shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
             f"{printable(where)} must be uint8 [N, S, S, 3], [N, 3, S, S] or [N, S, S], got {dtype} {list(shape)}",
             mend="write the images as whole numbers in 0..255 in one of these shapes",
         )
+    if shape[0] > limits.max_files or math.prod(shape) > limits.max_unpacked_bytes:
+        what = too_many(limits) if shape[0] > limits.max_files else too_much(math.prod(shape), limits)
+        raise InputDataError(f"cannot use {printable(where)}: {what}", mend=RAISE)
 
 
 def array_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
@@ -181,14 +185,14 @@ def array_labels(labels: np.ndarray, count: int, where: str) -> np.ndarray:
     return np.array(checked, dtype=np.int32)
 
 
-def list_npy(path: Path) -> ArraySource:
+def list_npy(path: Path, limits: Limits = LIMITS) -> ArraySource:
     """One array. Raises InputDataError, SecurityError."""
     where = printable(str(path))
     try:
         with open(path, "rb") as file:
             shape, dtype = _read_header(file, where)
             rows = MappedRows(path=path, shape=shape, dtype=dtype, offset=file.tell())
-        check_pictures(shape, dtype, where)
+        check_pictures(shape, dtype, where, limits)
         rows.map()
     except UNREADABLE as error:
         raise InputDataError(f"{where} is not an npy file that can be read: {printable(str(error))}") from None
@@ -197,15 +201,15 @@ def list_npy(path: Path) -> ArraySource:
     )
 
 
-def list_npz(path: Path) -> ArraySource:
+def list_npz(path: Path, limits: Limits = LIMITS) -> ArraySource:
     """The images of an npz. Raises InputDataError, SecurityError."""
     where = printable(str(path))
     try:
         with zipfile.ZipFile(path) as archive:
             key = image_key(archive, where)
             content = [[info.filename, info.CRC, info.file_size] for info in archive.infolist()]
-            rows = npz_rows(path, archive, key)
-            check_pictures(rows.shape, rows.dtype, f"{path}: {key}")
+            rows = npz_rows(path, archive, key, limits)
+            check_pictures(rows.shape, rows.dtype, f"{path}: {key}", limits)
             labels = (
                 _npz_labels(path, archive, key, rows.shape[0]) if f"{ARRAYS[key]}.npy" in archive.namelist() else None
             )
@@ -235,7 +239,7 @@ def _npz_labels(path: Path, archive: zipfile.ZipFile, key: str, count: int) -> n
     return array_labels(np.array(list(rows.read(range(rows.shape[0])))), count, f"{path}: {ARRAYS[key]}")
 
 
-def npz_rows(path: Path, archive: zipfile.ZipFile, key: str) -> MappedRows | _DeflatedRows:
+def npz_rows(path: Path, archive: zipfile.ZipFile, key: str, limits: Limits = LIMITS) -> MappedRows | _DeflatedRows:
     """One array of an npz that is open as `archive`: a map of the file where it is stored, a stream where it is
     compressed.
 
@@ -249,8 +253,8 @@ def npz_rows(path: Path, archive: zipfile.ZipFile, key: str) -> MappedRows | _De
     if math.prod(shape) * dtype.itemsize != member.file_size - header_bytes or not shape:
         raise ValueError(f"{member.filename} is not as long as its shape {list(shape)} says")
     if member.compress_type != zipfile.ZIP_STORED:
-        if member.file_size > MAX_RATIO * max(member.compress_size, 1):
-            raise ValueError(f"{member.filename} inflates more than {MAX_RATIO} times")
+        if member.file_size > limits.max_ratio * max(member.compress_size, 1):
+            raise ValueError(f"{member.filename}: {inflates(limits)}")
         return _DeflatedRows(path=path, member=member.filename, shape=shape, dtype=dtype)
     with open(path, "rb") as file:
         # The local header may carry other extra fields than the directory of the archive.

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from cedm_ray.data.decoding import Refusal, printable
-from cedm_ray.data.entries import MAX_FILE_BYTES, Entry, Listed, check_label, stamp, too_large
+from cedm_ray.data.entries import Entry, Listed, check_label, stamp
 from cedm_ray.data.folders import read_file
+from cedm_ray.data.limits import LIMITS, Limits, too_large
 from cedm_ray.data.plain_pickle import read_plain_pickle
 from cedm_ray.data.tars import is_zipped, members_of, open_tar
 from cedm_ray.errors import InputDataError
@@ -55,6 +56,7 @@ class CifarSource(Listed):
     labels: np.ndarray
     content: tuple[Any, ...]
     streamed: bool
+    limits: Limits = LIMITS
     kind: str = "cifar"
     refused: tuple[Refusal, ...] = ()
 
@@ -76,7 +78,7 @@ class CifarSource(Listed):
             if number != read:
                 # The old batch goes before the new one comes.
                 pixels = None
-                pixels, read = _pixels(_content(batch), _where(batch)), number
+                pixels, read = _pixels(_content(batch, self.limits), _where(batch)), number
             row = position - int(ends[number]) + batch.count
             picture = np.ascontiguousarray(pixels[row].reshape(3, _SIDE, _SIDE).transpose(1, 2, 0))
             yield Entry(name=f"{batch.name}/{row:05d}", content=picture, label=self.label_at(position))
@@ -85,7 +87,7 @@ class CifarSource(Listed):
         yield from self.content
 
 
-def cifar_layout(path: Path) -> str | None:
+def cifar_layout(path: Path, limits: Limits = LIMITS) -> str | None:
     """Which folder of CIFAR `path` is or holds at its top: a key of the layouts, None where it is something else.
 
     path: a folder, or a tar. InputDataError for a damaged tar.
@@ -94,12 +96,12 @@ def cifar_layout(path: Path) -> str | None:
         fitting = (name for name, (batches, _) in _LAYOUTS.items() if (path / batches[0]).is_file())
         # A folder of one's own may well have a file named train.
         return next((name for name in fitting if name != "cifar-100-python" or (path / "meta").is_file()), None)
-    first = islice((member.name for member, _ in members_of(path)), 2)
+    first = islice((member.name for member, _ in members_of(path, limits)), 2)
     tops = {PurePosixPath(name.removeprefix("./")).parts[:1] for name in first}
     return next((name for name in _LAYOUTS if (name,) in tops), None)
 
 
-def list_cifar(path: Path, layout: str) -> CifarSource:
+def list_cifar(path: Path, layout: str, limits: Limits = LIMITS) -> CifarSource:
     """List the training batches of `layout` in a folder or a tarball. Raises InputDataError where one is missing or
     damaged, SecurityError where one holds anything but plain values and arrays."""
     names, key = _LAYOUTS[layout]
@@ -110,17 +112,17 @@ def list_cifar(path: Path, layout: str) -> CifarSource:
             if not file.is_file():
                 continue
             batch = _Batch(name=name, path=file, offset=None, size_bytes=file.stat().st_size, count=0)
-            found[name] = _labelled(batch, _content(batch), key)
+            found[name] = _labelled(batch, _content(batch, limits), key)
         content = [[name, *stamp(path / name)] for name in found]
     else:
-        for member, archive in members_of(path):
+        for member, archive in members_of(path, limits):
             name = member.name.removeprefix("./").removeprefix(f"{layout}/")
             if name not in names or member.reason is not None:
                 continue
             if name in found:
                 raise InputDataError(f"{printable(str(path))} has two members {name}", mend=_MEND)
             batch = _Batch(name=name, path=path, offset=member.offset, size_bytes=member.size_bytes, count=0)
-            _check_size(batch)
+            _check_size(batch, limits)
             archive.seek(member.offset)
             found[name] = _labelled(batch, archive.read(member.size_bytes), key)
         content = [[path.name, *stamp(path)]]
@@ -134,6 +136,7 @@ def list_cifar(path: Path, layout: str) -> CifarSource:
         labels=np.concatenate([found[name][1] for name in names]),
         content=("cifar", layout, *content),
         streamed=path.is_file() and is_zipped(path),
+        limits=limits,
     )
 
 
@@ -141,18 +144,18 @@ def _where(batch: _Batch) -> str:
     return f"{batch.path}: {batch.name}" if batch.offset is not None else str(batch.path)
 
 
-def _check_size(batch: _Batch) -> None:
-    if batch.size_bytes > MAX_FILE_BYTES:
-        raise InputDataError(f"{printable(_where(batch))}: {too_large(batch.size_bytes)}", mend=_MEND)
+def _check_size(batch: _Batch, limits: Limits) -> None:
+    if batch.size_bytes > limits.max_file_bytes:
+        raise InputDataError(f"{printable(_where(batch))}: {too_large(batch.size_bytes, limits)}", mend=_MEND)
 
 
-def _content(batch: _Batch) -> bytes:
+def _content(batch: _Batch, limits: Limits) -> bytes:
     if batch.offset is None:
-        data = read_file(batch.path)
+        data = read_file(batch.path, limits)
         if isinstance(data, str):
             raise InputDataError(f"cannot read {printable(_where(batch))}: {data}")
         return data
-    with open_tar(batch.path) as archive:
+    with open_tar(batch.path, limits) as archive:
         archive.seek(batch.offset)
         return archive.read(batch.size_bytes)
 

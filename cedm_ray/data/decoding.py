@@ -23,7 +23,6 @@ import hashlib
 import io
 import re
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,16 +31,17 @@ import numpy as np
 from PIL import Image, ImageColor
 from pydantic import Field
 
-from cedm_ray.config import Config
+from cedm_ray.data.limits import Limits
+from cedm_ray.data.png import check_png, read_plain_png
 from cedm_ray.errors import CedmError, InputDataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 # JPEG's own limit; a longer side is a trick or a mistake, even where there are few pixels.
 MAX_SIDE = 65_535
+STRIP_PIXELS = 2**20
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {
-    _PNG_SIGNATURE: "PNG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
     b"RIFF": "WebP",
     b"BM": "BMP",
@@ -61,8 +61,8 @@ _UPRIGHT = {
 }
 
 
-class ImagesConfig(Config):
-    """Which images, and how each of them is brought to [3, S, S] uint8."""
+class ImagesConfig(Limits):
+    """Which images, how each of them is brought to [3, S, S] uint8, and how much of them is let in (`limits.py`)."""
 
     source: str | None = Field(
         None,
@@ -86,10 +86,6 @@ class ImagesConfig(Config):
     on_bad: Literal["fail", "skip"] = Field("skip", description="a refused image ends the import, or is left out")
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="with on_bad skip: the largest refused part of all images, in [0, 1]"
-    )
-    # Pillow refuses more than 89.5 million pixels on its own account.
-    max_pixels: int = Field(
-        64_000_000, ge=1, le=89_000_000, description="width x height allowed; judged from the header before decoding"
     )
 
 
@@ -218,7 +214,10 @@ def _to_source_image(name: str, image: Image.Image, sha256: str, config: ImagesC
 
 def _orientation(image: Image.Image) -> int | None:
     """The EXIF orientation of a loaded image; None where it says none."""
-    # Building Pillow's Exif is work for nothing where these two formats say beforehand that there is none.
+    # Building Pillow's Exif is work for nothing where pixels alone came, or where these two formats say beforehand that
+    # there is none.
+    if image.format is None:
+        return None
     if image.format in ("PNG", "JPEG") and not any("exif" in key.lower() or "xm" in key.lower() for key in image.info):
         return None
     return image.getexif().get(_EXIF_ORIENTATION)
@@ -227,6 +226,8 @@ def _orientation(image: Image.Image) -> int | None:
 def _open_image(data: bytes) -> Image.Image:
     if not data:
         raise _Unusable("the file is empty")
+    if (plain := read_plain_png(data)) is not None:
+        return plain
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
@@ -239,22 +240,8 @@ def _open_image(data: bytes) -> Image.Image:
         raise _Unusable(f"an animation or several pages ({frames} frames)")
     if image.format == "PNG":
         # Loading does not look at the checksums of the pixel chunks, and Pillow's verify() uses the image up.
-        _check_png(data)
+        check_png(data)
     return image
-
-
-def _check_png(data: bytes) -> None:
-    """Compare every chunk up to IEND with its checksum (PNG, third edition, section 5.3)."""
-    start = len(_PNG_SIGNATURE)
-    kind = b""
-    while kind != b"IEND":
-        end = start + 8 + int.from_bytes(data[start : start + 4], "big")
-        if end + 4 > len(data) or start + 8 > len(data):
-            raise _Unusable("Truncated PNG file")
-        kind = data[start + 4 : start + 8]
-        if zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise _Unusable(f"a PNG file with a wrong checksum in its {printable(kind.decode('latin-1'))} chunk")
-        start = end + 4
 
 
 def _describe(head: bytes) -> str:
@@ -297,10 +284,20 @@ def _to_rgb(image: Image.Image, background: str) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, ImageColor.getrgb(background))
-        canvas.alpha_composite(image.convert("RGBA"))
-        image = canvas
+        return _over_background(image, background)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _over_background(image: Image.Image, background: str) -> Image.Image:
+    """Alpha laid over a color, a strip at a time: three pictures of 64 megapixels at once would take 732 MiB."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        canvas = Image.new("RGBA", strip.size, ImageColor.getrgb(background))
+        canvas.alpha_composite(strip)
+        whole.paste(canvas.convert("RGB"), (0, top))
+    return whole
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:

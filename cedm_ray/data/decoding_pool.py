@@ -1,9 +1,10 @@
 """Decoding on several cores, in the order of the source, with the same result on any number of them.
 
 Workers are processes of their own (`decoding_worker.py`), because decoding small images is mostly Python. Each gets a
-chunk, answers it and gets the next. At the most two chunks a worker are on their way, each of at most 64 images or
-8 MiB (or one larger image), so memory does not depend on the number of images. A worker that dies, of a decoder's
-fault, is replaced, and the image that killed it is refused by its name.
+piece, answers it and gets the next; files of a folder it reads itself. At the most two pieces a worker are on their
+way, each of at most 128 images, and of at most 8 MiB before and after decoding (or one larger image), so memory does
+not depend on the number of images. A worker that dies, of a decoder's fault, is replaced, and the image that killed it
+is refused by its name.
 """
 
 import contextlib
@@ -15,33 +16,35 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_image
-from cedm_ray.data.decoding_worker import pack, read_header, unpack, write_message
-from cedm_ray.data.entries import Entry, Source
+from cedm_ray.data.decoding_worker import pack, read_answers, read_header, write_message
+from cedm_ray.data.entries import Entry, Source, UnreadEntry
 from cedm_ray.data.folders import FolderSource
 from cedm_ray.errors import InputDataError
 
-CHUNK_IMAGES = 64
-CHUNK_BYTES = 8 * 2**20
+PIECE_IMAGES = 128
+PIECE_BYTES = 8 * 2**20
 MIN_IMAGES, MIN_BYTES = 4_000, 64 * 2**20
 """A source with less than both is decoded in this process: starting the others takes as long."""
 MAX_WORKERS = 32
 PIPE_BYTES = 2**20
-"""A chunk of small images fits in, so that neither side waits for the other in the middle of it."""
+"""A piece of small images fits in, so that neither side waits for the other in the middle of it."""
 
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cedm_ray.data.decoding_worker import main; main()"
 )
-_Chunk = Callable[[], Sequence[Entry | Refusal]]
+Piece = Sequence[Entry | UnreadEntry | Refusal]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """image: one answer of the decoder. label: of its entry, None without any."""
+    """image: one answer of the decoder. label: of its entry, None without any and for a refusal."""
 
     image: SourceImage | Refusal
     label: int | None
@@ -55,50 +58,88 @@ def num_workers(num_images: int, size_bytes: int) -> int:
     return 0 if small or cores == 1 else min(cores, MAX_WORKERS)
 
 
-def decode_source(source: Source, config: ImagesConfig, *, workers: int | None = None) -> Iterator[Decoded]:
+class EarlyPool:
+    """Workers that start while a source is still being listed, once it is known to hold many images; they end with the
+    block. pool: None while there are none.
+
+    workers: as `decode_source`.
+    """
+
+    def __init__(self, config: ImagesConfig, workers: int | None) -> None:
+        self._config, self._workers = config, workers
+        self._stack = contextlib.ExitStack()
+        self.pool: DecodingPool | None = None
+
+    def __enter__(self) -> "EarlyPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def listed(self, num_images: int) -> None:
+        """Be told how many images there are at least."""
+        if self.pool is None and num_images >= MIN_IMAGES:
+            workers = num_workers(num_images, 0) if self._workers is None else self._workers
+            if workers:
+                self.pool = self._stack.enter_context(DecodingPool(self._config, workers))
+
+
+def decode_source(
+    source: Source, config: ImagesConfig, *, workers: int | None = None, pool: "DecodingPool | None" = None
+) -> Iterator[Decoded]:
     """Every image and refusal of a source, in its order.
 
-    workers: processes beside this one; 0 = none, None = as `num_workers`. Raises InputDataError as `decode_image`, at
+    workers: processes beside this one; 0 = none, None = as `num_workers`. pool: such as have been started for `config`
+    already; they are used instead, and left. Raises InputDataError as `decode_image`, at
     the place of the image that it names, and as the source does.
     """
+    if pool is not None:
+        yield from refusals(source)
+        yield from pool.decode(pieces(source, range(len(source.files)), config))
+        return
     if workers is None:
         workers = num_workers(len(source), source.size_bytes)
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
     if workers == 0:
         for entry in source:
-            if isinstance(entry, Refusal):
-                yield Decoded(image=entry, label=None)
-            else:
-                yield Decoded(image=decode_image(entry.name, entry.content, config), label=entry.label)
+            yield _decoded(
+                entry if isinstance(entry, Refusal) else decode_image(entry.name, entry.content, config), entry
+            )
         return
-    with _Pool(config, workers) as pool:
-        yield from pool.decode(_chunks(source))
+    with DecodingPool(config, workers) as own:
+        yield from decode_source(source, config, pool=own)
 
 
-def _chunks(source: Source) -> Iterator[_Chunk]:
-    """The entries of a source in pieces. A folder's files are read where the piece is used, several at a time, which
-    hides the latency of a network's storage."""
+def refusals(source: Source) -> Iterator[Decoded]:
+    """What was refused when a source was listed."""
+    return (Decoded(image=refusal, label=None) for refusal in source.refused)
+
+
+def pieces(source: Source, positions: range, config: ImagesConfig, most_images: int | None = None) -> Iterator[Piece]:
+    """The files of a source at these places, cut into pieces. A folder's are not read here."""
     if isinstance(source, FolderSource):
-        yield lambda: source.refused
-        first, size_bytes = 0, 0
-        for position, length in enumerate(source.sizes_bytes.tolist()):
-            if position > first and (position - first == CHUNK_IMAGES or size_bytes + length > CHUNK_BYTES):
-                yield _reading(source, range(first, position))
-                first, size_bytes = position, 0
-            size_bytes += length
-        yield _reading(source, range(first, len(source.files)))
-        return
-    entries: list[Entry | Refusal] = []
+        sized = zip(source.unread_at(positions), source.sizes_bytes[positions.start : positions.stop], strict=True)
+    else:
+        sized = ((entry, _length(entry)) for entry in source.at(positions))
+    return cut(sized, config, most_images or PIECE_IMAGES)
+
+
+def cut(items: Iterable[tuple[_T, int]], config: ImagesConfig, most_images: int) -> Iterator[list[_T]]:
+    """Images in groups of at most so many, and of at most 8 MiB: as they lie there, and decoded as far as `config.size`
+    tells it. items: each with its length in bytes."""
+    if config.size is not None:
+        most_images = max(1, min(most_images, PIECE_BYTES // (3 * config.size**2)))
+    group: list[_T] = []
     size_bytes = 0
-    for entry in source:
-        length = _length(entry)
-        if entries and (len(entries) == CHUNK_IMAGES or size_bytes + length > CHUNK_BYTES):
-            yield _given(entries)
-            entries, size_bytes = [], 0
-        entries.append(entry)
+    for item, length in items:
+        if group and (len(group) == most_images or size_bytes + length > PIECE_BYTES):
+            yield group
+            group, size_bytes = [], 0
+        group.append(item)
         size_bytes += length
-    yield _given(entries)
+    if group:
+        yield group
 
 
 def _length(entry: Entry | Refusal) -> int:
@@ -107,16 +148,12 @@ def _length(entry: Entry | Refusal) -> int:
     return len(entry.content) if isinstance(entry.content, bytes) else entry.content.nbytes
 
 
-def _reading(source: FolderSource, positions: range) -> _Chunk:
-    return lambda: list(source.at(positions))
+def _decoded(image: SourceImage | Refusal, entry: Entry | UnreadEntry | Refusal) -> Decoded:
+    return Decoded(image=image, label=None if isinstance(image, Refusal) else entry.label)
 
 
-def _given(entries: Sequence[Entry | Refusal]) -> _Chunk:
-    return lambda: entries
-
-
-class _Pool:
-    """Workers, and a thread for each that speaks with it."""
+class DecodingPool:
+    """Workers, and a thread for each that speaks with it; `decode` may be called by several threads at once."""
 
     def __init__(self, config: ImagesConfig, workers: int) -> None:
         self._config, self._count = config, workers
@@ -124,7 +161,7 @@ class _Pool:
         self._alive: list[_Worker] = []
         self._ending = False
 
-    def __enter__(self) -> "_Pool":
+    def __enter__(self) -> "DecodingPool":
         self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="decoding")
         try:
             for _ in range(self._count):
@@ -148,32 +185,28 @@ class _Pool:
         self._alive.append(worker)
         return worker
 
-    def decode(self, chunks: Iterator[_Chunk]) -> Iterator[Decoded]:
-        """The answers to all chunks in order."""
+    def decode(self, pieces: Iterable[Piece]) -> Iterator[Decoded]:
+        """The answers to all pieces in order. Raises InputDataError as `decode_image`, at its place."""
         under_way: deque[Future] = deque()
-        for chunk in chunks:
-            under_way.append(self._threads.submit(self._decode_chunk, chunk))
+        for piece in pieces:
+            under_way.append(self._threads.submit(self._decode_piece, piece))
             if len(under_way) > 2 * self._count:
                 yield from _results(under_way.popleft())
         while under_way:
             yield from _results(under_way.popleft())
 
-    def _decode_chunk(self, chunk: _Chunk) -> tuple[list[Decoded], InputDataError | None]:
-        """What came of a chunk, up to the error that ends it."""
-        entries = chunk()
-        answered = self._ask([entry for entry in entries if isinstance(entry, Entry)])
+    def _decode_piece(self, piece: Piece) -> tuple[list[Decoded], InputDataError | None]:
+        """What came of a piece, up to the error that ends it."""
+        answered = self._ask([entry for entry in piece if not isinstance(entry, Refusal)])
         done: list[Decoded] = []
-        for entry in entries:
-            if isinstance(entry, Refusal):
-                done.append(Decoded(image=entry, label=None))
-                continue
-            image = next(answered)
+        for entry in piece:
+            image = entry if isinstance(entry, Refusal) else next(answered)
             if isinstance(image, InputDataError):
                 return done, image
-            done.append(Decoded(image=image, label=entry.label))
+            done.append(_decoded(image, entry))
         return done, None
 
-    def _ask(self, entries: Sequence[Entry]) -> Iterator[SourceImage | Refusal | InputDataError]:
+    def _ask(self, entries: Sequence[Entry | UnreadEntry]) -> Iterator[SourceImage | Refusal | InputDataError]:
         """The answers to entries, all of them read before this returns."""
         if not entries:
             return iter(())
@@ -220,21 +253,14 @@ class _Worker:
         with contextlib.suppress(OSError):
             write_message(self._process.stdin, [config.model_dump(mode="json")], [])
 
-    def ask(self, entries: Sequence[Entry]) -> list[SourceImage | Refusal | InputDataError]:
+    def ask(self, entries: Sequence[Entry | UnreadEntry]) -> list[SourceImage | Refusal | InputDataError]:
         """The answers to entries; an InputDataError is the last. OSError, EOFError, ValueError: the worker is gone."""
-        packed = [pack(entry.content) for entry in entries]
-        items = [[entry.name, *header] for entry, (header, _) in zip(entries, packed, strict=True)]
-        write_message(self._process.stdin, items, [data for _, data in packed])
+        packed = [pack(entry) for entry in entries]
+        write_message(self._process.stdin, [item for item, _ in packed], [data for _, data in packed])
         answers = read_header(self._process.stdout)
         if answers is None:
             raise EOFError
-        found: list[SourceImage | Refusal | InputDataError] = []
-        for entry, answer in zip(entries, answers, strict=False):
-            try:
-                found.append(unpack(entry.name, answer, self._process.stdout))
-            except InputDataError as error:
-                found.append(error)
-        return found
+        return read_answers([entry.name for entry in entries], answers, self._process.stdout)
 
     def stop(self) -> int:
         """End the process; its exit code."""

@@ -1,8 +1,9 @@
 """The process that decodes a share of an import; `decoding_pool.py` starts it.
 
-It reads chunks of undecoded images from its standard input and answers each on its standard output, until the input
+It reads pieces of undecoded images from its standard input and answers each on its standard output, until the input
 ends: with the process that started it, however that dies. Nothing is pickled in between. A message is the length of a
-JSON header (8 bytes, little-endian), the header, and the bytes that it speaks of, one after another.
+JSON header (8 bytes, little-endian), the header, and the bytes that it speaks of, one after another. Of a file in a
+folder the path is sent, and it is read here.
 
 Shapes: S image side.
 """
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_without_warnings, forbid_warnings
+from cedm_ray.data.entries import Entry, UnreadEntry
+from cedm_ray.data.folders import read_file
 from cedm_ray.errors import InputDataError
 
 
@@ -36,21 +39,26 @@ def read_header(file: BinaryIO) -> Any | None:
     return json.loads(text) if text.endswith(b"]") else None
 
 
-def pack(content: bytes | np.ndarray) -> tuple[list[Any], bytes]:
-    """An entry's content as ([length in bytes, shape or null], bytes)."""
-    if isinstance(content, bytes):
-        return [len(content), None], content
-    return [content.nbytes, list(content.shape)], content.tobytes()
+def pack(entry: Entry | UnreadEntry) -> tuple[list[Any], bytes]:
+    """An entry as ([name, length in bytes, shape or null], bytes), or ([name, path], no bytes)."""
+    if isinstance(entry, UnreadEntry):
+        return [entry.name, entry.path], b""
+    if isinstance(entry.content, bytes):
+        return [entry.name, len(entry.content), None], entry.content
+    return [entry.name, entry.content.nbytes, list(entry.content.shape)], entry.content.tobytes()
 
 
 def _answer(items: list[Any], source: BinaryIO, config: ImagesConfig) -> tuple[list[Any], list[bytes]]:
-    """The answers to [name, length, shape or null] each, and the pixels. An error ends the list."""
-    contents = [source.read(length) for _, length, _ in items]
+    """The answers to what `pack` packed, and the pixels. An error ends the list."""
+    contents = [None if isinstance(item[1], str) else _content(item, source) for item in items]
     answers: list[Any] = []
     pixels: list[bytes] = []
-    for (name, _, shape), content in zip(items, contents, strict=True):
-        if shape is not None:
-            content = np.frombuffer(content, dtype=np.uint8).reshape(shape)
+    for (name, where, *_), content in zip(items, contents, strict=True):
+        if content is None:
+            content = read_file(where, config)
+            if isinstance(content, str):
+                answers.append(content)
+                continue
         try:
             image = decode_without_warnings(name, content, config)
         except InputDataError as error:
@@ -64,18 +72,34 @@ def _answer(items: list[Any], source: BinaryIO, config: ImagesConfig) -> tuple[l
     return answers, pixels
 
 
-def unpack(name: str, answer: Any, file: BinaryIO) -> SourceImage | Refusal:
-    """An answer with its name and, from `file`, its pixels. Raises the InputDataError that the worker met."""
-    if isinstance(answer, dict):
-        raise InputDataError(answer["error"], mend=answer["mend"])
-    if isinstance(answer, str):
-        return Refusal(name=name, reason=answer)
-    size, width, height, mode, sha256 = answer
-    data = file.read(3 * size * size)
-    if len(data) < 3 * size * size:
+def _content(item: list[Any], source: BinaryIO) -> bytes | np.ndarray:
+    _, length, shape = item
+    content = source.read(length)
+    return content if shape is None else np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+def read_answers(
+    names: Sequence[str], answers: Sequence[Any], file: BinaryIO
+) -> list[SourceImage | Refusal | InputDataError]:
+    """The answers to images of these names and, from `file`, their pixels; an InputDataError that the worker met is the
+    last. Raises EOFError where pixels are missing."""
+    length = sum(3 * answer[0] ** 2 for answer in answers if isinstance(answer, list))
+    data = file.read(length)
+    if len(data) < length:
         raise EOFError
-    pixels = np.frombuffer(data, dtype=np.uint8).reshape(3, size, size)
-    return SourceImage(name=name, pixels=pixels, width=width, height=height, mode=mode, sha256=sha256)
+    found: list[SourceImage | Refusal | InputDataError] = []
+    start = 0
+    for name, answer in zip(names, answers, strict=False):
+        if isinstance(answer, dict):
+            found.append(InputDataError(answer["error"], mend=answer["mend"]))
+        elif isinstance(answer, str):
+            found.append(Refusal(name=name, reason=answer))
+        else:
+            size, width, height, mode, sha256 = answer
+            pixels = np.frombuffer(data, np.uint8, 3 * size * size, start).reshape(3, size, size)
+            start += 3 * size * size
+            found.append(SourceImage(name=name, pixels=pixels, width=width, height=height, mode=mode, sha256=sha256))
+    return found
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ import numpy as np
 
 from cedm_ray.data.arrays import UNREADABLE, ArraySource, MappedRows, array_labels, check_pictures, stream_rows
 from cedm_ray.data.decoding import printable
-from cedm_ray.data.entries import MAX_RATIO, stamp
+from cedm_ray.data.entries import stamp
+from cedm_ray.data.limits import LIMITS, Limits, inflates
 from cedm_ray.errors import InputDataError
 
 TRAIN_IMAGES = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "train-images.idx3-ubyte")
@@ -46,15 +47,15 @@ def is_idx(head: bytes) -> bool:
     return head[:3] == bytes([0, 0, _UBYTE]) and head[3:4] in (b"\3", b"\4")
 
 
-def list_idx(path: Path) -> ArraySource:
+def list_idx(path: Path, limits: Limits = LIMITS) -> ArraySource:
     """The images of an idx file, with the labels of the file beside it if it is there. Raises InputDataError."""
-    rows = _open(path)
-    check_pictures(rows.shape, rows.dtype, str(path))
+    rows = _open(path, limits)
+    check_pictures(rows.shape, rows.dtype, str(path), limits)
     content = [["idx", *stamp(path)]]
     labels = None
     beside = _labels_beside(path)
     if beside is not None:
-        found = _open(beside)
+        found = _open(beside, limits)
         if len(found.shape) != 1:
             raise InputDataError(f"{printable(str(beside))} must have one dimension, got {len(found.shape)}")
         labels = array_labels(np.array(list(found.read(range(found.shape[0])))), rows.shape[0], str(beside))
@@ -76,7 +77,7 @@ def _labels_beside(path: Path) -> Path | None:
     return None
 
 
-def _open(path: Path) -> MappedRows | _ZippedRows:
+def _open(path: Path, limits: Limits) -> MappedRows | _ZippedRows:
     where = printable(str(path))
     try:
         with open(path, "rb") as file:
@@ -88,7 +89,7 @@ def _open(path: Path) -> MappedRows | _ZippedRows:
             shape = tuple(int.from_bytes(file.read(4), "big") for _ in range(head[3]))
             offset = file.tell()
             expected = math.prod(shape)
-            found = _length(file, expected, path) if zipped else path.stat().st_size - offset
+            found = _length(file, expected, path, limits) if zipped else path.stat().st_size - offset
     except UNREADABLE as error:
         raise InputDataError(f"{where} is a truncated or damaged idx file: {printable(str(error))}") from None
     if found != expected:
@@ -101,12 +102,12 @@ def _open(path: Path) -> MappedRows | _ZippedRows:
     return kind(path=path, shape=shape, dtype=np.dtype(np.uint8), offset=offset)
 
 
-def _length(file: BinaryIO, expected: int, path: Path) -> int:
+def _length(file: BinaryIO, expected: int, path: Path, limits: Limits) -> int:
     """How many bytes are left to inflate, counted no further than to one more than expected."""
-    limit = MAX_RATIO * path.stat().st_size
+    limit = limits.max_ratio * path.stat().st_size
     found = 0
     while found <= expected and (data := file.read(min(_CHUNK_BYTES, expected + 1 - found))):
         found += len(data)
         if found > limit:
-            raise ValueError(f"it inflates more than {MAX_RATIO} times")
+            raise ValueError(inflates(limits))
     return found

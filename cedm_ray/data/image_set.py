@@ -126,10 +126,10 @@ def _read_index(path: Path) -> tuple[list[str], list[str | None], np.ndarray | N
     names, reasons = index["name"].to_pylist(), index["reason"].to_pylist()
     if not labelled:
         return names, reasons, None
-    labels = index["label"].combine_chunks().filter(index["reason"].combine_chunks().is_null())
-    if labels.null_count:
+    labels = [label for label, reason in zip(index["label"].to_pylist(), reasons, strict=True) if reason is None]
+    if None in labels:
         return names, reasons, None
-    return names, reasons, labels.to_numpy().astype(np.int32)
+    return names, reasons, np.array(labels, dtype=np.int32)
 
 
 def _verify(path: Path, pixels: np.ndarray, manifest: dict[str, Any]) -> None:

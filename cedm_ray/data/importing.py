@@ -7,10 +7,11 @@ Shapes: N images, S image side.
 """
 
 import contextlib
+import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 
 from cedm_ray.config import digest
 from cedm_ray.data.decoding import ImagesConfig, OneSize, Refusal, SourceImage
-from cedm_ray.data.decoding_pool import decode_source
+from cedm_ray.data.decoding_pool import Decoded, EarlyPool, decode_source
 from cedm_ray.data.entries import Source
 from cedm_ray.data.image_set import INDEX, MANIFEST, PIXELS, ImageSet, open_image_set, pixels_digest
 from cedm_ray.data.sources import fingerprint, open_source
@@ -29,6 +30,9 @@ from cedm_ray.durable import commit_file, is_temporary, sha256_file, storage_err
 from cedm_ray.errors import InputDataError
 
 SHARD_BYTES = 64 * 2**20
+_WRITE_BYTES = 256 * 2**10
+Decode = Callable[[Source, ImagesConfig], Iterator[Decoded]]
+"""Decodes a source as `decode_source` does: every image and refusal in its order."""
 _INDEX_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -54,21 +58,31 @@ class ImportProgress:
 
 
 def import_images(
-    config: ImagesConfig, folder: Path, *, workers: int | None = None
+    config: ImagesConfig, folder: Path, *, workers: int | None = None, decode: Decode | None = None
 ) -> Generator[ImportProgress, None, ImageSet]:
     """Read `config`'s source into `folder` and return the opened set (as StopIteration's value).
 
     workers: processes that decode beside this one; 0 = none, None = one for each core where there are many images; it
-    changes no byte. Yields after every image. An import that was cut short leaves nothing that counts; it is begun
-    again. Raises InputDataError as the source does, with `on_bad` "fail" for the first refused image, with "skip" as
-    soon as more than `max_bad_fraction` of all are refused, where images differ in size and `images.size` is None, and
-    for fewer than 2 good images; SecurityError as the source does; StorageError where `folder` cannot be written;
-    ValueError where it holds a set already.
+    changes no byte. decode: decodes instead of them, over a cluster for example. Yields after every image. An import
+    that was cut short leaves nothing that counts; it is begun again. Raises InputDataError as the source does, with
+    `on_bad` "fail" for the first refused image, with "skip" as soon as more than `max_bad_fraction` of all are refused,
+    where images differ in size and `images.size` is None, and for fewer than 2 good images; SecurityError as the source
+    does; StorageError where `folder` cannot be written; ValueError where it holds a set already.
     """
     folder = Path(folder)
     if (folder / MANIFEST).exists():
         raise ValueError(f"folder must not hold an image set, got {folder}")
-    source = open_source(config)
+    with EarlyPool(config, workers) as early:
+        source = open_source(config, listed_so_far=(lambda number: None) if decode else early.listed)
+        decode = decode or functools.partial(decode_source, workers=workers, pool=early.pool)
+        yield from _make_set(source, config, folder, decode)
+    return open_image_set(folder)
+
+
+def _make_set(
+    source: Source, config: ImagesConfig, folder: Path, decode: Decode
+) -> Generator[ImportProgress, None, None]:
+    """Write the files of a set, the manifest last."""
     needed_bytes = len(source) * 3 * (config.size or 0) ** 2
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +90,7 @@ def import_images(
             if is_temporary(path):
                 path.unlink()
         with _temporary_file(folder / PIXELS) as pixels, _temporary_file(folder / INDEX) as index:
-            written = yield from _copy_images(source, config, _Pixels(file=pixels), index, workers)
+            written = yield from _copy_images(source, config, _Pixels(file=pixels), index, decode)
         shape = (written.count, 3, written.size, written.size)
         manifest = {
             "name": re.sub(r"[^A-Za-z0-9._-]", "-", source.name)[:64],
@@ -98,7 +112,6 @@ def import_images(
     except OSError as error:
         # Errors of reading have become refusals or InputDataError on their way; what is left is our own folder.
         raise storage_error(error, folder, needed_bytes) from error
-    return open_image_set(folder)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,19 +125,22 @@ class _Pixels:
     whole: Any = field(default_factory=hashlib.sha256)
     _shard: Any = field(default_factory=hashlib.sha256)
     _first: int = 0
+    _waiting: list[np.ndarray] = field(default_factory=list)
+    _waiting_bytes: int = 0
 
     def add(self, pixels: np.ndarray) -> None:
         """Append one image, uint8 [3, S, S]."""
         if self.count == 0:
             self.size = pixels.shape[-1]
             self._write_header()
-        data = pixels.tobytes()
-        if (self.count + 1 - self._first) * len(data) > SHARD_BYTES and self.count > self._first:
+        size_bytes = pixels.nbytes
+        if (self.count + 1 - self._first) * size_bytes > SHARD_BYTES and self.count > self._first:
             self._end_shard()
-        self.file.write(data)
-        self.whole.update(data)
-        self._shard.update(data)
+        self._waiting.append(pixels)
+        self._waiting_bytes += size_bytes
         self.count += 1
+        if self._waiting_bytes >= _WRITE_BYTES:
+            self._write()
 
     def end(self) -> None:
         """Write the header anew, with N."""
@@ -132,7 +148,16 @@ class _Pixels:
         self.file.seek(0)
         self._write_header()
 
+    def _write(self) -> None:
+        # Together, because a call for each small image costs more than its bytes do.
+        data = b"".join(self._waiting)
+        self._waiting, self._waiting_bytes = [], 0
+        self.file.write(data)
+        self.whole.update(data)
+        self._shard.update(data)
+
     def _end_shard(self) -> None:
+        self._write()
         self.shards.append({"rows": [self._first, self.count], "sha256": self._shard.hexdigest()})
         self._shard, self._first = hashlib.sha256(), self.count
 
@@ -155,7 +180,7 @@ def _temporary_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _copy_images(
-    source: Source, config: ImagesConfig, pixels: _Pixels, index: BinaryIO, workers: int | None
+    source: Source, config: ImagesConfig, pixels: _Pixels, index: BinaryIO, decode: Decode
 ) -> Generator[ImportProgress, None, _Pixels]:
     """Write the images and their index to two open files; returns what was written."""
     total = len(source)
@@ -164,7 +189,7 @@ def _copy_images(
     columns: dict[str, list] = {name: [] for name in _INDEX_SCHEMA.names}
     one_size = OneSize()
     with pq.ParquetWriter(index, _INDEX_SCHEMA, write_page_checksum=True) as table:
-        for done, decoded in enumerate(decode_source(source, config, workers=workers), start=1):
+        for done, decoded in enumerate(decode(source, config), start=1):
             item = decoded.image
             if isinstance(item, SourceImage):
                 one_size.check(item.name, item.pixels.shape[-1])
@@ -191,9 +216,23 @@ def _copy_images(
 
 
 def _write_lines(table: pq.ParquetWriter, columns: dict[str, list]) -> None:
-    table.write_table(pa.Table.from_pydict(columns, _INDEX_SCHEMA))
+    arrays = [_array(columns[field.name], field.type) for field in _INDEX_SCHEMA]
+    table.write_table(pa.Table.from_arrays(arrays, schema=_INDEX_SCHEMA))
     for column in columns.values():
         column.clear()
+
+
+def _array(values: list, kind: pa.DataType) -> pa.Array:
+    """Text or whole numbers, None among them, as a column. Not by `pa.array`, which imports pandas to look whether they
+    are of its kinds: a fifth of a second, and some 40 MiB."""
+    missing = np.array([value is None for value in values], dtype=bool)
+    valid = pa.py_buffer(np.packbits(~missing, bitorder="little")) if missing.any() else None
+    if pa.types.is_string(kind):
+        texts = [b"" if value is None else value.encode() for value in values]
+        ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+        return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])
+    numbers = np.array([0 if value is None else value for value in values], dtype=f"int{kind.bit_width}")
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(numbers)])
 
 
 def _check_refusals(config: ImagesConfig, refused: list[Refusal], reasons: Counter[str], total: int) -> None:

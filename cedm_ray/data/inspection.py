@@ -23,6 +23,7 @@ from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_im
 from cedm_ray.data.duplicates import DuplicateFinder
 from cedm_ray.data.entries import Source
 from cedm_ray.data.importing import ImportProgress
+from cedm_ray.data.limits import Limits
 from cedm_ray.data.sources import open_source
 from cedm_ray.durable import storage_error
 
@@ -97,12 +98,11 @@ class Inspection:
 def inspect_images(config: ImagesConfig) -> Generator[ImportProgress, None, Inspection]:
     """Look at every image of `config.source` and return what was found (as StopIteration's value); yields after each.
 
-    Of `config` only source, background and max_pixels are used. Raises as `open_source` and as its source does, and
+    Of `config` only source, background and the limits are used. Raises as `open_source` and as its source does, and
     StorageError where the folder for temporary files is full.
     """
-    config = ImagesConfig(
-        source=config.source, background=config.background, max_pixels=config.max_pixels, crop="center"
-    )
+    limits = {name: getattr(config, name) for name in Limits.model_fields}
+    config = ImagesConfig(source=config.source, background=config.background, crop="center", **limits)
     source = open_source(config)
     count, samples = _Count(), []
     try:

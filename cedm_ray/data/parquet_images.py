@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cedm_ray.data.decoding import Refusal, printable
-from cedm_ray.data.entries import MAX_FILE_BYTES, MAX_RATIO, Entry, Listed, check_label, stamp, too_large
+from cedm_ray.data.entries import Entry, Listed, check_label, stamp
+from cedm_ray.data.limits import LIMITS, RAISE, Limits, inflates, too_large, too_many, too_much
 from cedm_ray.errors import InputDataError
 
 IMAGE_COLUMNS = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes", "content")
@@ -47,6 +48,7 @@ class ParquetSource(Listed):
     shards: tuple[_File, ...]
     labels: np.ndarray | None
     content: tuple[Any, ...]
+    limits: Limits = LIMITS
     kind: str = "parquet"
     refused: tuple[Refusal, ...] = ()
     streamed: bool = True
@@ -79,8 +81,8 @@ class ParquetSource(Listed):
         name = f"{shard.path.name}/{row:08d}"
         if content is None:
             return Refusal(name=name, reason="no bytes; a path alone is not followed")
-        if len(content) > MAX_FILE_BYTES:
-            return Refusal(name=name, reason=too_large(len(content)))
+        if len(content) > self.limits.max_file_bytes:
+            return Refusal(name=name, reason=too_large(len(content), self.limits))
         return Entry(name=name, content=content, label=self.label_at(position))
 
     def listing(self) -> Iterator[Any]:
@@ -102,15 +104,15 @@ def _images(shard: _File) -> Iterator[bytes | None]:
         raise _unreadable(shard.path, error) from None
 
 
-def list_parquet(paths: Sequence[Path], location: Path) -> ParquetSource:
-    """List one Parquet file or several. Raises InputDataError for one that is damaged or has no column of images, for
-    labels that break a rule, and where only some files have labels."""
+def list_parquet(paths: Sequence[Path], location: Path, limits: Limits = LIMITS) -> ParquetSource:
+    """List one Parquet file or several. Raises InputDataError for one that is damaged, holds too much or has no column
+    of images, for labels that break a rule, and where only some files have labels."""
     shards: list[_File] = []
     labels: list[np.ndarray] = []
     for path in paths:
         try:
             with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
-                _check_ratio(path, file.metadata)
+                _check_amount(path, file.metadata, limits)
                 image, nested = _image_column(path, file.schema_arrow)
                 shards.append(
                     _File(
@@ -139,6 +141,7 @@ def list_parquet(paths: Sequence[Path], location: Path) -> ParquetSource:
         shards=tuple(shards),
         labels=np.concatenate(labels) if labels else None,
         content=("parquet", *([path.name, *stamp(path)] for path in paths)),
+        limits=limits,
     )
 
 
@@ -147,11 +150,18 @@ def _unreadable(path: Path, error: Exception) -> InputDataError:
     return InputDataError(f"{printable(str(path))} is not a Parquet file that can be read: {text}")
 
 
-def _check_ratio(path: Path, metadata: pq.FileMetaData) -> None:
+def _check_amount(path: Path, metadata: pq.FileMetaData, limits: Limits) -> None:
     # Not column by column: pyarrow ends the process where it looks at a column whose statistics are damaged.
     unpacked = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    if unpacked > MAX_RATIO * path.stat().st_size:
-        raise InputDataError(f"{printable(str(path))} inflates more than {MAX_RATIO} times; it is not read")
+    what = None
+    if unpacked > limits.max_ratio * path.stat().st_size:
+        what = inflates(limits)
+    elif unpacked > limits.max_unpacked_bytes:
+        what = too_much(unpacked, limits)
+    elif metadata.num_rows > limits.max_files:
+        what = too_many(limits)
+    if what is not None:
+        raise InputDataError(f"cannot use {printable(str(path))}: {what}", mend=RAISE)
 
 
 def _image_column(path: Path, schema: pa.Schema) -> tuple[str, bool]:

@@ -20,9 +20,7 @@ import numpy as np
 from cedm_ray.data.decoding import Refusal, printable
 from cedm_ray.data.entries import (
     ARCHIVE_EXTENSIONS,
-    MAX_FILE_BYTES,
     MAX_LABEL,
-    MAX_RATIO,
     Entry,
     Listed,
     check_label,
@@ -31,8 +29,8 @@ from cedm_ray.data.entries import (
     is_hidden,
     sort_out,
     stamp,
-    too_large,
 )
+from cedm_ray.data.limits import LIMITS, RAISE, Limits, inflates, too_large, too_many, too_much
 from cedm_ray.data.tar_members import TarError, TarMember, tar_members
 from cedm_ray.errors import InputDataError
 
@@ -58,6 +56,7 @@ class TarSource(Listed):
     refused: tuple[Refusal, ...]
     content: tuple[Any, ...]
     streamed: bool
+    limits: Limits = LIMITS
 
     @property
     def size_bytes(self) -> int:
@@ -70,7 +69,7 @@ class TarSource(Listed):
                 name, shard = self.files[position], int(self.shard[position])
                 if shard != opened:
                     stack.close()
-                    file, opened = stack.enter_context(open_tar(self.shards[shard])), shard
+                    file, opened = stack.enter_context(open_tar(self.shards[shard], self.limits)), shard
                 with _tar_errors(self.shards[shard]):
                     file.seek(int(self.offsets[position]))
                     data = file.read(int(self.sizes_bytes[position]))
@@ -84,11 +83,12 @@ class TarSource(Listed):
 
 
 class _Inflated:
-    """A gzip file that may not inflate more than MAX_RATIO times: what a bomb does, and images never do."""
+    """A gzip file that may not inflate more than `max_ratio` times: what a bomb does, and images never do."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self._limits = limits
         self._file = gzip.open(path)  # noqa: SIM115 - closed by close().
-        self._limit = MAX_RATIO * path.stat().st_size
+        self._limit = limits.max_ratio * path.stat().st_size
 
     def seek(self, offset: int) -> None:
         self._check(offset)
@@ -103,19 +103,19 @@ class _Inflated:
         if end > self._limit:
             self._file.seek(self._limit)
             if self._file.read(1):
-                raise TarError(f"it inflates more than {MAX_RATIO} times")
+                raise TarError(inflates(self._limits))
 
     def close(self) -> None:
         self._file.close()
 
 
 @contextlib.contextmanager
-def open_tar(path: Path) -> Iterator[BinaryIO | _Inflated]:
+def open_tar(path: Path, limits: Limits = LIMITS) -> Iterator[BinaryIO | _Inflated]:
     """The bytes of a tar, whether it is gzipped or not. Raises InputDataError where it cannot be opened."""
     with _tar_errors(path):
         with open(path, "rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
-        opened = _Inflated(path) if zipped else open(path, "rb")  # noqa: SIM115 - closed below.
+        opened = _Inflated(path, limits) if zipped else open(path, "rb")  # noqa: SIM115 - closed below.
     with contextlib.closing(opened):
         yield opened
 
@@ -137,14 +137,20 @@ def is_zipped(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def members_of(path: Path) -> Iterator[tuple[TarMember, BinaryIO | _Inflated]]:
-    """Each member with the open archive, which stands at no defined place. InputDataError for a damaged archive."""
-    with open_tar(path) as file, _tar_errors(path):
-        for member in tar_members(file):
+def members_of(path: Path, limits: Limits = LIMITS) -> Iterator[tuple[TarMember, BinaryIO | _Inflated]]:
+    """Each member with the open archive, which stands at no defined place. InputDataError for a damaged archive, or one
+    that holds too much."""
+    unpacked = 0
+    with open_tar(path, limits) as file, _tar_errors(path):
+        for number, member in enumerate(tar_members(file), start=1):
+            unpacked += member.size_bytes
+            if number > limits.max_files or unpacked > limits.max_unpacked_bytes:
+                what = too_many(limits) if number > limits.max_files else too_much(unpacked, limits)
+                raise InputDataError(f"cannot use {printable(str(path))}: {what}", mend=RAISE)
             yield member, file
 
 
-def list_tars(paths: Sequence[Path], location: Path) -> TarSource:
+def list_tars(paths: Sequence[Path], location: Path, limits: Limits = LIMITS) -> TarSource:
     """List one tar or several. Raises InputDataError where one is damaged, where there is no image, and for labels that
     break a rule or are there for some images only."""
     several = len(paths) > 1
@@ -157,7 +163,7 @@ def list_tars(paths: Sequence[Path], location: Path) -> TarSource:
         content.append([path.name, *stamp(path)])
         listed: dict[str, TarMember] = {}
         twice: collections.Counter = collections.Counter()
-        for member, file in members_of(path):
+        for member, file in members_of(path, limits):
             if member.is_folder:
                 continue
             name = member.name.removeprefix("./")
@@ -167,7 +173,7 @@ def list_tars(paths: Sequence[Path], location: Path) -> TarSource:
                 labels[_key(full)] = _read_label(file, member, f"{path}: {name}")
                 content.append([full, labels[_key(full)]])
                 continue
-            reason = _distrust(member, name, extensions)
+            reason = _distrust(member, name, extensions, limits)
             if reason == "":
                 continue
             content.append([full, member.size_bytes, member.time_s, reason])
@@ -195,18 +201,19 @@ def list_tars(paths: Sequence[Path], location: Path) -> TarSource:
         refused=tuple(refused),
         content=tuple(content),
         streamed=any(is_zipped(path) for path in paths),
+        limits=limits,
     )
 
 
-def _distrust(member: TarMember, name: str, extensions: collections.Counter) -> str | None:
+def _distrust(member: TarMember, name: str, extensions: collections.Counter, limits: Limits) -> str | None:
     """Why a member is not read ("" where it is of no interest), or None if it is."""
     if (reason := distrust_name(name) or member.reason) is not None:
         return reason
     if is_hidden(name):
         return ""
     reason = sort_out(name, extensions)
-    if reason is None and member.size_bytes > MAX_FILE_BYTES:
-        return too_large(member.size_bytes)
+    if reason is None and member.size_bytes > limits.max_file_bytes:
+        return too_large(member.size_bytes, limits)
     if reason == "" and PurePosixPath(name).suffix.lower() in ARCHIVE_EXTENSIONS:
         return "an archive in the archive, which is not opened"
     return reason

@@ -1,8 +1,8 @@
 """A zip of image files, its members sorted by name and read where they lie, never extracted.
 
 A member is refused, by its name, for what the directory of the archive says of it: a name that leads elsewhere, a link,
-a name that occurs twice, encryption, an unknown packing, a ratio above 200, an archive in the archive. A `dataset.json`
-at the top gives labels (`edm_labels.py`).
+a name that occurs twice, encryption, an unknown packing, a ratio or a size above the limits, an archive in the archive.
+A `dataset.json` at the top gives labels (`edm_labels.py`).
 """
 
 import collections
@@ -19,16 +19,14 @@ from cedm_ray.data.decoding import Refusal, printable
 from cedm_ray.data.edm_labels import DATASET_JSON, parse_labels
 from cedm_ray.data.entries import (
     ARCHIVE_EXTENSIONS,
-    MAX_FILE_BYTES,
-    MAX_RATIO,
     Entry,
     Listed,
     check_not_empty,
     distrust_name,
     is_hidden,
     sort_out,
-    too_large,
 )
+from cedm_ray.data.limits import LIMITS, RAISE, Limits, inflates, too_large, too_many, too_much
 from cedm_ray.errors import InputDataError
 
 # Python bounds what these two inflate to; it does not for bzip2 and LZMA.
@@ -82,9 +80,11 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         ) from None
 
 
-def list_zip(path: Path) -> ZipSource:
-    """List a zip. Raises InputDataError where it is damaged, holds no image, or its dataset.json breaks a rule."""
+def list_zip(path: Path, limits: Limits = LIMITS) -> ZipSource:
+    """List a zip. Raises InputDataError where it is damaged, holds no image or too much, or its dataset.json breaks a
+    rule."""
     with open_zip(path) as archive:
+        _check_amount(path, archive, limits)
         members = [member for member in archive.infolist() if not member.filename.endswith("/")]
         counts = collections.Counter(member.filename for member in members)
         extensions: collections.Counter = collections.Counter()
@@ -98,7 +98,7 @@ def list_zip(path: Path) -> ZipSource:
             if reason is None:
                 reason = sort_out(name, extensions)
                 if reason is None:
-                    reason = _distrust_content(member)
+                    reason = _distrust_content(member, limits)
                 elif PurePosixPath(name).suffix.lower() in ARCHIVE_EXTENSIONS:
                     reason = "an archive in the archive, which is not opened"
             if reason is None:
@@ -108,7 +108,7 @@ def list_zip(path: Path) -> ZipSource:
         files.sort()
         refusals = [refused[name] for name in sorted(refused)]
         check_not_empty(path, len(files), refusals, extensions)
-        labels = _labels(path, archive, files, list(refused)) if DATASET_JSON in counts else None
+        labels = _labels(path, archive, files, list(refused), limits) if DATASET_JSON in counts else None
     return ZipSource(
         name=path.stem or "images",
         location=str(path),
@@ -120,10 +120,24 @@ def list_zip(path: Path) -> ZipSource:
     )
 
 
-def _labels(path: Path, archive: zipfile.ZipFile, files: list[str], refused: list[str]) -> np.ndarray | None:
+def _check_amount(path: Path, archive: zipfile.ZipFile, limits: Limits) -> None:
+    members = archive.infolist()
+    what = None
+    if len(members) > limits.max_files:
+        what = too_many(limits)
+    elif (unpacked := sum(member.file_size for member in members)) > limits.max_unpacked_bytes:
+        what = too_much(unpacked, limits)
+    if what is not None:
+        raise InputDataError(f"cannot use {printable(str(path))}: {what}", mend=RAISE)
+
+
+def _labels(
+    path: Path, archive: zipfile.ZipFile, files: list[str], refused: list[str], limits: Limits
+) -> np.ndarray | None:
     where = f"{path}: {DATASET_JSON}"
     member = archive.getinfo(DATASET_JSON)
-    reason = f"it occurs twice in {path}" if DATASET_JSON in refused else _distrust_content(member, max_ratio=None)
+    twice = DATASET_JSON in refused
+    reason = f"it occurs twice in {path}" if twice else _distrust_content(member, limits, any_ratio=True)
     text = reason or _read_member(archive, DATASET_JSON)
     if isinstance(text, str):
         raise InputDataError(f"{printable(where)} is not read: {text}", mend="repair it or take it out of the zip")
@@ -143,16 +157,16 @@ def _distrust(member: zipfile.ZipInfo, count: int) -> str | None:
     return None
 
 
-def _distrust_content(member: zipfile.ZipInfo, *, max_ratio: int | None = MAX_RATIO) -> str | None:
+def _distrust_content(member: zipfile.ZipInfo, limits: Limits, *, any_ratio: bool = False) -> str | None:
     """Why an image member is not read, judged from the directory of the archive, or None."""
     if member.flag_bits & 1:
         return "encrypted"
     if member.compress_type not in _METHODS:
         return f"compression method {member.compress_type} is not read; stored and deflated are"
-    if member.file_size > MAX_FILE_BYTES:
-        return too_large(member.file_size)
-    if max_ratio is not None and member.file_size > max_ratio * max(member.compress_size, 1):
-        return f"inflates more than {max_ratio} times ({member.compress_size:,} to {member.file_size:,} bytes)"
+    if member.file_size > limits.max_file_bytes:
+        return too_large(member.file_size, limits)
+    if not any_ratio and member.file_size > limits.max_ratio * max(member.compress_size, 1):
+        return f"{inflates(limits)} ({member.compress_size:,} to {member.file_size:,} bytes)"
     return None
 
 

@@ -19,6 +19,7 @@ import ray
 
 from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.distributed.decoding import cluster_decode
 from cedm_ray.distributed.features import prepare_features
 from cedm_ray.distributed.head import head_watched
 from cedm_ray.distributed.session import cluster_nodes, cluster_resources, get, gpu_bytes, ray_cluster
@@ -68,7 +69,7 @@ def run_study(
     features, neighbors and fits are taken over as far as they are those of the same images. Raises the errors of
     `errors.py`.
     """
-    with _driving(study, space, show) as images:
+    with _driving(study, space, address, show) as images:
         if like is not None:
             reuse_records(like, study, space, images, show)
         most = max((goal.num_clusters or 0, *goal.sizes))
@@ -102,7 +103,7 @@ def run_study(
 
 def run_features(study: Study, space: SearchSpace, *, address: str | None, show: Show) -> tuple[ImageSet, str]:
     """Only the images, features and neighbors of a study. Returns the image set and the features' key."""
-    with _driving(study, space, show) as images, _on_cluster(study, address):
+    with _driving(study, space, address, show) as images, _on_cluster(study, address):
         return images, _prepare(study, space, images, show)
 
 
@@ -111,28 +112,33 @@ def run_other_features(
 ) -> tuple[ImageSet, str]:
     """The features of another extractor than the space's, beside those. Returns the image set and their key."""
     other = space.features.model_copy(update={"extractor": extractor, "weights": weights})
-    with _driving(study, space, show) as images, _on_cluster(study, address), _timed(study, "features"):
+    with (
+        _driving(study, space, address, show) as images,
+        _on_cluster(study, address),
+        _timed(study, "features"),
+    ):
         changed = space.model_copy(update={"features": other})
         return images, prepare_features(study, changed, images, cluster_resources(), show)[1]
 
 
 def run_images(study: Study, space: SearchSpace, *, show: Show) -> ImageSet:
     """Only the images of a study; Ray is not started."""
-    with _driving(study, space, show) as images:
+    with _driving(study, space, None, show) as images:
         return images
 
 
 @contextlib.contextmanager
-def _driving(study: Study, space: SearchSpace, show: Show) -> Iterator[ImageSet]:
-    """Be the study's only driver, with its space settled and its images there."""
+def _driving(study: Study, space: SearchSpace, address: str | None, show: Show) -> Iterator[ImageSet]:
+    """Be the study's only driver, with its space settled and its images there; many of them are imported over the
+    cluster at `address`."""
     durable.check_writable(study.path)
     with exclusive_lock(study.lock) as lock, obeying(study, lock):
         study.settle(space.settled(), SearchSpace.completed)
         if (study.images / durable.MANIFEST).exists():
             yield prepare_images(study, space, show)
             return
-        with _timed(study, "images"):
-            images = prepare_images(study, space, show)
+        with _timed(study, "images"), head_watched(study), cluster_decode(address, show) as decode:
+            images = prepare_images(study, space, show, decode)
         yield images
 
 

@@ -11,7 +11,7 @@ from cedm_ray import durable
 from cedm_ray.clustering.neighbors import nearest_neighbors
 from cedm_ray.data.decoding import ImagesConfig
 from cedm_ray.data.image_set import ImageSet, open_image_set
-from cedm_ray.data.importing import ImportProgress, import_images
+from cedm_ray.data.importing import Decode, ImportProgress, import_images
 from cedm_ray.data.sources import source_fingerprint
 from cedm_ray.errors import InputDataError
 from cedm_ray.search.results import Notice, Progress, Show, shown
@@ -19,17 +19,17 @@ from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
 
-def prepare_images(study: Study, space: SearchSpace, show: Show) -> ImageSet:
+def prepare_images(study: Study, space: SearchSpace, show: Show, decode: Decode | None = None) -> ImageSet:
     """The study's image set, imported where it is not there yet.
 
     A study goes on with the images that it has, also where their source is gone. Raises InputDataError where the source
-    is there and holds other images now, and as `import_images`.
+    is there and holds other images now, and as `import_images`. decode: as there.
     """
     if (study.images / durable.MANIFEST).exists():
         images = open_image_set(study.images)
         _check_unchanged(images, space.images, study, show)
         return images
-    images = import_shown(space.images, study.images, show)
+    images = import_shown(space.images, study.images, show, decode)
     if images.refused:
         first = images.refused[0]
         more = f" and {len(images.refused) - 1} more, listed in {study.images / 'index.parquet'}"
@@ -42,9 +42,9 @@ def reading_images(step: ImportProgress) -> Progress:
     return Progress(task="images", done=step.done, total=step.total, unit="images")
 
 
-def import_shown(config: ImagesConfig, folder: Path, show: Show) -> ImageSet:
+def import_shown(config: ImagesConfig, folder: Path, show: Show, decode: Decode | None = None) -> ImageSet:
     """`import_images` with its progress shown."""
-    images = shown(import_images(config, folder), reading_images, show)
+    images = shown(import_images(config, folder, decode=decode), reading_images, show)
     show(Progress(task="images", done=len(images), total=len(images), unit="images", ended=True))
     return images
 

@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -12,7 +13,6 @@ from cedm_ray.errors import ConfigurationError, InputDataError
 from cedm_ray.verbs.options import options
 
 SHOWN = 5
-MAX_PIXELS = 64_000_000
 
 
 @click.group()
@@ -26,18 +26,33 @@ def images() -> None:
 _background = click.option(
     "--background", default="black", show_default=True, help="Color under transparent pixels: black, white or #rrggbb."
 )
-_max_pixels = click.option(
-    "--max-pixels", type=int, default=MAX_PIXELS, show_default=True, help="Refuse larger images, by their header."
-)
+LIMITS = {
+    "max_pixels": ("64,000,000", "width x height of an image, judged by its header"),
+    "max_file_bytes": ("268,435,456", "bytes of one file"),
+    "max_files": ("20,000,000", "files of a source"),
+    "max_unpacked_bytes": ("4,398,046,511,104", "bytes of an archive, unpacked"),
+    "max_ratio": ("200", "times that anything packed may inflate"),
+    "max_shards": ("100,000", "files that a pattern names"),
+}
+"""Of `ImagesConfig`: the default and what it is, here too because reading it there takes a second."""
+
+
+def _limits(function: Callable) -> Callable:
+    for name, (default, what) in reversed(LIMITS.items()):
+        option = "--" + name.replace("_", "-")
+        function = click.option(option, type=int, help=f"Limit: {what}.  [default: {default}]")(function)
+    return function
 
 
 @images.command("inspect")
 @click.argument("path")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet, a PNG file.")
 @_background
-@_max_pixels
+@_limits
 @options("quiet", "json")
-def inspect_verb(path: str, sheet: Path | None, background: str, max_pixels: int, quiet: bool, as_json: bool) -> None:
+def inspect_verb(
+    path: str, sheet: Path | None, background: str, quiet: bool, as_json: bool, **limits: int | None
+) -> None:
     """Say what PATH holds: sizes, modes, formats, bad images, copies.
 
     Equal images have the same pixels; alike ones are the same picture after another encoding, a change of brightness or
@@ -49,7 +64,7 @@ def inspect_verb(path: str, sheet: Path | None, background: str, max_pixels: int
     from cedm_ray.search.results import shown
     from cedm_ray.terminal import Display
 
-    steps = inspect_images(_config(source=path, background=background, max_pixels=max_pixels))
+    steps = inspect_images(_config(source=path, background=background, **limits))
     with Display(quiet=quiet) as show:
         found = shown(steps, reading_images, show)
     if sheet is not None:
@@ -172,12 +187,13 @@ def _advice(found, path: str) -> str:
 @click.option(
     "--max-bad-fraction", type=float, default=0.01, show_default=True, help="Largest refused part with --on-bad skip."
 )
-@_max_pixels
-@options("quiet", "json")
-def import_verb(path: str, out: Path, quiet: bool, as_json: bool, **settings: object) -> None:
+@_limits
+@options("address", "quiet", "json")
+def import_verb(path: str, out: Path, address: str | None, quiet: bool, as_json: bool, **settings: object) -> None:
     """Make an image set of PATH, and name what is refused.
 
-    A set that is there already and was made of the same images in the same way is checked and left as it is.
+    A set that is there already and was made of the same images in the same way is checked and left as it is. Of 200,000
+    images or 4 GiB on, all machines of a cluster that is named decode; they must find PATH where this one does.
     """
     from cedm_ray.data.image_set import INDEX, MANIFEST
     from cedm_ray.lock import exclusive_lock
@@ -190,8 +206,8 @@ def import_verb(path: str, out: Path, quiet: bool, as_json: bool, **settings: ob
         if there:
             found = _check_same(config, out)
         else:
-            with Display(quiet=quiet) as show:
-                found = import_shown(config, out, show)
+            with Display(quiet=quiet) as show, _decoding(address, show) as decode:
+                found = import_shown(config, out, show, decode)
     about = {
         "set": str(out.absolute()),
         "images": len(found),
@@ -233,13 +249,26 @@ def export_verb(folder: Path, out: Path, quiet: bool) -> None:
     click.echo(out.absolute())
 
 
+@contextlib.contextmanager
+def _decoding(address: str | None, show) -> Iterator:
+    """What decodes: the cluster where one is named, else None. Ray takes a second to import."""
+    if not (address or os.environ.get("RAY_ADDRESS")):
+        yield None
+        return
+    from cedm_ray.distributed.decoding import cluster_decode
+
+    with cluster_decode(address, show) as decode:
+        yield decode
+
+
 def _config(**settings: object):
-    """The settings as ImagesConfig; ConfigurationError naming the option that breaks a rule."""
+    """The settings as ImagesConfig; None means the default. ConfigurationError naming the option that breaks a rule."""
     from cedm_ray.config import parse_config
     from cedm_ray.data.decoding import ImagesConfig
 
     with _speaking_of_options():
-        return parse_config(ImagesConfig, settings, "the command line")
+        given = {name: value for name, value in settings.items() if value is not None}
+        return parse_config(ImagesConfig, given, "the command line")
 
 
 @contextlib.contextmanager
@@ -261,12 +290,15 @@ def _check_same(config, folder: Path):
     """The set in `folder`, every pixel of it checked. ConfigurationError where it was made in another way than `config`
     says, InputDataError where the images are others now, IntegrityError where it is damaged."""
     from cedm_ray import durable
+    from cedm_ray.data.decoding import ImagesConfig
     from cedm_ray.data.image_set import MANIFEST, open_image_set
     from cedm_ray.data.sources import source_fingerprint
 
     made = durable.read_record(folder / MANIFEST)
     mend = f"name another folder with --out, or remove {folder.absolute()}"
     now = config.model_dump(mode="json")
+    # A set of an earlier version was made with the defaults of settings that came since.
+    made = made | {"config": ImagesConfig().model_dump(mode="json") | made["config"]}
     changed = [key for key in now if key != "source" and made["config"].get(key) != now[key]]
     if changed:
         differences = ", ".join(f"images.{key} was {made['config'].get(key)} and is {now[key]} now" for key in changed)

@@ -89,7 +89,7 @@ def test_an_npz_without_images_says_what_it_holds(tmp_path):
 
 def test_a_bomb_is_refused_from_the_directory(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((500, 64, 64, 3), np.uint8))
-    with pytest.raises(InputDataError, match="inflates more than 200 times"):
+    with pytest.raises(InputDataError, match=r"inflates more than images.max_ratio \(200\) times"):
         open_source(tmp_path / "a.npz")
 
 

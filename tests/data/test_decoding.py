@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cedm_ray.data import decoding
 from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_image, printable
 from cedm_ray.errors import InputDataError
 
@@ -71,6 +72,8 @@ def palette_image() -> Image.Image:
         (encode(Image.new("L", (4, 4), 77)), [77, 77, 77], "L"),
         (encode(palette_image()), [10, 20, 30], "P"),
         (encode(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "TIFF"), [255, 0, 0], "CMYK"),
+        # JFIF: red is Y + 1.402 (Cr - 128); green is 56.6, of which Pillow cuts off the rest.
+        (encode(Image.new("YCbCr", (4, 4), (128, 128, 228)), "TIFF"), [255, 56, 128], "YCbCr"),
         (encode(Image.new("LA", (4, 4), (200, 0))), [0, 0, 0], "LA"),
         (encode(Image.new("RGBA", (4, 4), (10, 20, 30, 255))), [10, 20, 30], "RGBA"),
         # 257 * 123 = 31611; half a step further rounds up.
@@ -98,6 +101,25 @@ def test_a_color_declared_transparent_is_laid_over_the_background_too():
         color_of(encode(Image.new("RGB", (4, 4), (1, 2, 3)), transparency=(1, 2, 3)), background="white") == [255] * 3
     )
     assert color_of(encode(palette_image(), transparency=bytes([255, 0])), background="#010203") == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(Image.fromarray(noise(7, 7, 4))),
+        encode(Image.fromarray(noise(7, 7, 2))),
+        encode(Image.fromarray(noise(7, 7)), transparency=(126, 1, 2)),
+        encode(Image.fromarray(noise(7, 7)).quantize(9), transparency=bytes([0, 100, 200])),
+    ],
+)
+def test_alpha_is_the_same_in_strips_as_in_one_piece(data, monkeypatch):
+    with Image.open(io.BytesIO(data)) as image:
+        expected = Image.new("RGBA", (7, 7), "#102030")
+        expected.alpha_composite(image.convert("RGBA"))
+    expected = np.asarray(expected.convert("RGB")).transpose(2, 0, 1)
+    for pixels in (1, 14, 21, 1000):
+        monkeypatch.setattr(decoding, "STRIP_PIXELS", pixels)
+        assert np.array_equal(decode(data, background="#102030").pixels, expected)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF", "WEBP"])

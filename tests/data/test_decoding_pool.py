@@ -9,7 +9,7 @@ import pytest
 
 from cedm_ray.data import decoding_pool
 from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage
-from cedm_ray.data.decoding_pool import decode_source, num_workers
+from cedm_ray.data.decoding_pool import EarlyPool, decode_source, num_workers
 from cedm_ray.data.sources import open_source
 from cedm_ray.errors import InputDataError
 
@@ -23,6 +23,12 @@ KILLER = (
 
 def children() -> list[str]:
     return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """So that a few images are several pieces."""
+    monkeypatch.setattr(decoding_pool, "PIECE_IMAGES", 64)
 
 
 @pytest.fixture(params=["folder", "zip", "npz"])
@@ -76,6 +82,30 @@ def test_an_image_that_forbids_to_go_on_ends_it_at_its_place(tmp_path, png, writ
         assert done == [f"{row:03d}.png" for row in range(100)]
         assert "images.crop" in caught.value.mend
     assert children() == []
+
+
+def test_workers_that_started_early_change_nothing_and_end_with_their_block(source, monkeypatch):
+    monkeypatch.setattr(decoding_pool, "MIN_IMAGES", 150)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    config = ImagesConfig()
+    alone = [plain(item) for item in decode_source(source, config, workers=0)]
+    for workers, started in ((None, 2), (1, 1), (0, 0)):
+        with EarlyPool(config, workers) as early:
+            early.listed(149)
+            assert early.pool is None
+            early.listed(150)
+            early.listed(151)
+            assert len(children()) == started
+            assert [plain(item) for item in decode_source(source, config, workers=workers, pool=early.pool)] == alone
+        assert children() == []
+
+
+def test_a_folder_tells_how_many_images_were_found_while_it_is_listed(tmp_path):
+    for row in range(2_001):
+        (tmp_path / f"{row}.png").touch()
+    told: list[int] = []
+    open_source(tmp_path, listed_so_far=told.append)
+    assert told == [1_000, 2_000]
 
 
 def test_whoever_stops_listening_leaves_no_process(source):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cedm_ray.data.decoding import ImagesConfig, Refusal, decode_image
-from cedm_ray.data.decoding_worker import main, pack, read_header, unpack, write_message
+from cedm_ray.data.decoding_worker import main, pack, read_answers, read_header, write_message
+from cedm_ray.data.entries import Entry, UnreadEntry
 from cedm_ray.errors import InputDataError
 
 
@@ -26,17 +27,18 @@ def test_half_a_message_is_the_end(cut):
 
 
 def test_the_worker_answers_as_the_decoder_does(png, monkeypatch, tmp_path):
-    config = ImagesConfig(size=4)
+    config = ImagesConfig(size=4, max_file_bytes=1000)
     grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    (tmp_path / "b.png").write_bytes(png((1, 2, 3)))
+    (tmp_path / "large").write_bytes(bytes(1001))
     contents = {"a.png": png((9, 8, 7)), "bad": b"<html>", "array": grey, "wide": np.zeros((4, 5, 3), np.uint8)}
+    entries = [Entry(name=name, content=content) for name, content in contents.items()]
+    files = [UnreadEntry(name=name, path=str(tmp_path / name)) for name in ("b.png", "gone", "large")]
     asked = io.BytesIO()
     write_message(asked, [config.model_dump(mode="json")], [])
-    packed = [pack(content) for content in contents.values()]
-    write_message(
-        asked,
-        [[name, *header] for name, (header, _) in zip(contents, packed, strict=True)],
-        [data for _, data in packed],
-    )
+    entries = [entries[0], *files, *entries[1:]]
+    packed = [pack(entry) for entry in entries]
+    write_message(asked, [item for item, _ in packed], [data for _, data in packed])
     asked.seek(0)
     with open(tmp_path / "out", "wb+") as out:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(asked))
@@ -45,12 +47,21 @@ def test_the_worker_answers_as_the_decoder_does(png, monkeypatch, tmp_path):
         monkeypatch.setattr("os.fdopen", lambda *_: out)
         main()
         out.seek(0)
-        answers = read_header(out)
-        for name in ("a.png", "array"):
-            found = unpack(name, answers[list(contents).index(name)], out)
-            expected = decode_image(name, contents[name], config)
-            assert np.array_equal(found.pixels, expected.pixels)
-            assert (found.mode, found.sha256, found.width) == (expected.mode, expected.sha256, expected.width)
-    assert unpack("bad", answers[1], out) == Refusal(name="bad", reason="an HTML page, not an image")
-    with pytest.raises(InputDataError, match="wide is 5x4, not square"):
-        unpack("wide", answers[3], out)
+        found = read_answers([entry.name for entry in entries], read_header(out), out)
+    contents["b.png"] = png((1, 2, 3))
+    for at, name in ((0, "a.png"), (1, "b.png"), (5, "array")):
+        expected = decode_image(name, contents[name], config)
+        assert np.array_equal(found[at].pixels, expected.pixels)
+        assert (found[at].mode, found[at].sha256, found[at].width) == (expected.mode, expected.sha256, expected.width)
+    assert found[2:5] == [
+        Refusal(name="gone", reason="No such file or directory"),
+        Refusal(name="large", reason="1,001 bytes are more than images.max_file_bytes (1,000)"),
+        Refusal(name="bad", reason="an HTML page, not an image"),
+    ]
+    assert isinstance(found[6], InputDataError)
+    assert str(found[6]).startswith("wide is 5x4, not square")
+
+
+def test_pixels_that_end_early_are_a_worker_that_is_gone():
+    with pytest.raises(EOFError):
+        read_answers(["a"], [[4, 4, 4, "RGB", "0"]], io.BytesIO(bytes(47)))

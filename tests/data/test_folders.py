@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cedm_ray.data import entries, folders
+from cedm_ray.data import folders
 from cedm_ray.data.decoding import ImagesConfig, Refusal
 from cedm_ray.data.sources import open_source
 from cedm_ray.errors import InputDataError
@@ -53,10 +53,15 @@ def test_a_file_that_became_a_link_or_vanished_after_listing_is_refused(folder):
     assert refused["b.png"] == "No such file or directory"
 
 
-def test_an_oversized_file_is_refused_unread(folder, monkeypatch, read):
-    monkeypatch.setattr(entries, "MAX_FILE_BYTES", 50)
-    monkeypatch.setattr(folders, "MAX_FILE_BYTES", 50)
-    assert "bytes are more than 50" in read(folder)[1]["b.png"]
+def test_an_oversized_file_is_refused_unread(folder, read):
+    assert "bytes are more than images.max_file_bytes (50)" in read(folder, max_file_bytes=50)[1]["b.png"]
+
+
+def test_a_folder_of_too_many_files_is_an_error(folder, read):
+    """Four images, and the two folders that they lie in."""
+    assert len(read(folder, max_files=6)[0]) == 4
+    with pytest.raises(InputDataError, match=r"cannot use .*images: it holds more files than images.max_files \(5\)"):
+        read(folder, max_files=5)
 
 
 def test_a_folder_without_permission_is_an_error_and_one_below_it_a_refusal(folder, monkeypatch, read):

@@ -2,7 +2,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cedm_ray.data import parquet_images
 from cedm_ray.data.sources import open_source
 from cedm_ray.errors import InputDataError
 
@@ -97,11 +96,19 @@ def test_a_file_that_inflates_too_much_is_refused(tmp_path):
     pq.write_table(
         pa.table({"image": [bytes(10**7)]}), tmp_path / "a.parquet", compression="zstd", use_dictionary=False
     )
-    with pytest.raises(InputDataError, match="inflates more than 200 times"):
+    with pytest.raises(InputDataError, match=r"inflates more than images.max_ratio \(200\) times"):
         open_source(tmp_path / "a.parquet")
 
 
-def test_an_oversized_image_is_refused(tmp_path, png, read, monkeypatch):
-    monkeypatch.setattr(parquet_images, "MAX_FILE_BYTES", 10)
+def test_an_oversized_image_is_refused(tmp_path, png, read):
     pq.write_table(hugging_face([png()]), tmp_path / "a.parquet")
-    assert "more than" in read(tmp_path / "a.parquet")[1]["a.parquet/00000000"]
+    refused = read(tmp_path / "a.parquet", max_file_bytes=10)[1]["a.parquet/00000000"]
+    assert refused.endswith("more than images.max_file_bytes (10)")
+
+
+def test_a_table_that_holds_too_much_is_an_error(tmp_path, png, read):
+    pq.write_table(hugging_face([png()] * 3), tmp_path / "a.parquet")
+    with pytest.raises(InputDataError, match=r"more files than images.max_files \(2\)"):
+        read(tmp_path / "a.parquet", max_files=2)
+    with pytest.raises(InputDataError, match=r"bytes unpacked, more than images.max_unpacked_bytes \(9\)"):
+        read(tmp_path / "a.parquet", max_unpacked_bytes=9)

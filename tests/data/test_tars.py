@@ -4,7 +4,6 @@ import tarfile
 
 import pytest
 
-from cedm_ray.data import tars
 from cedm_ray.data.sources import open_source
 from cedm_ray.errors import InputDataError
 
@@ -54,10 +53,23 @@ def test_dangerous_members_are_refused_by_name(tmp_path, png, read):
     }
 
 
-def test_an_oversized_member_is_refused_unread(tmp_path, png, read, monkeypatch):
-    monkeypatch.setattr(tars, "MAX_FILE_BYTES", 1_000)
+def test_an_oversized_member_is_refused_unread(tmp_path, png, read):
     path = write_tar(tmp_path / "a.tar", [("a.png", png()), ("b.png", bytes(2_000))])
-    assert list(read(path)[1]) == ["b.png"]
+    refused = {"b.png": "2,000 bytes are more than images.max_file_bytes (1,000)"}
+    assert read(path, max_file_bytes=1_000) == (["a.png"], refused)
+
+
+def test_a_tar_that_holds_too_much_is_an_error(tmp_path, png, read):
+    path = write_tar(tmp_path / "a.tar", [("a.png", png()), ("b.png", png())])
+    size_bytes = 2 * len(png())
+    assert len(read(path, max_files=2, max_unpacked_bytes=size_bytes)[0]) == 2
+    with pytest.raises(InputDataError, match=r"a.tar: it holds more files than images.max_files \(1\)") as caught:
+        read(path, max_files=1)
+    assert "raise the setting" in caught.value.mend
+    with pytest.raises(
+        InputDataError, match=rf"holds {size_bytes} bytes unpacked, more than images.max_unpacked_bytes"
+    ):
+        read(path, max_unpacked_bytes=size_bytes - 1)
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -72,7 +84,7 @@ def test_a_truncated_tar_is_an_error(tmp_path, png, mode):
 def test_a_gzip_bomb_is_refused_before_it_inflates(tmp_path, png):
     path = write_tar(tmp_path / "a.tar", [("a.png", png()), ("b.bin", bytes(50_000_000)), ("c.png", png())], "w:gz")
     assert path.stat().st_size < 100_000
-    with pytest.raises(InputDataError, match="it inflates more than 200 times"):
+    with pytest.raises(InputDataError, match=r"it inflates more than images.max_ratio \(200\) times"):
         open_source(path)
 
 

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedm_ray.data import entries, zips
 from cedm_ray.data.decoding import ImagesConfig
 from cedm_ray.data.sources import open_source
 from cedm_ray.errors import InputDataError
@@ -35,6 +34,13 @@ def test_members_with_dangerous_names_are_refused_by_name(tmp_path, png, read, w
     assert refused["C:e.png"].startswith("an absolute name")
 
 
+def test_an_archive_in_the_archive_is_refused_unopened(tmp_path, png, read, write_zip):
+    inner = write_zip(tmp_path / "inner.zip", {"b.png": png()}).read_bytes()
+    path = write_zip(tmp_path / "a.zip", {"a.png": png(), "more/inner.zip": inner, "c.tar.gz": b""})
+    why = "an archive in the archive, which is not opened"
+    assert read(path) == (["a.png"], {"more/inner.zip": why, "c.tar.gz": why})
+
+
 def test_links_and_duplicates_in_a_zip_are_refused(tmp_path, png, read):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -58,13 +64,26 @@ def test_encrypted_members_are_refused(tmp_path, png, read, write_zip):
     assert read(path) == (["good.png"], {"a.png": "encrypted"})
 
 
-def test_zip_bombs_are_refused_from_the_directory(tmp_path, monkeypatch, png, read, write_zip):
+def test_zip_bombs_are_refused_from_the_directory(tmp_path, png, read, write_zip):
     members = {"bomb.png": bytes(10**6), "good.png": png()}
     path = write_zip(tmp_path / "a.zip", members, zipfile.ZIP_DEFLATED)
-    assert read(path)[1]["bomb.png"].startswith("inflates more than 200 times")
-    monkeypatch.setattr(entries, "MAX_FILE_BYTES", 10**5)
-    monkeypatch.setattr(zips, "MAX_FILE_BYTES", 10**5)
-    assert read(path)[1]["bomb.png"] == "1,000,000 bytes are more than 100,000"
+    assert read(path)[1]["bomb.png"].startswith("it inflates more than images.max_ratio (200) times (")
+    told = "1,000,000 bytes are more than images.max_file_bytes (100,000)"
+    assert read(path, max_file_bytes=10**5)[1]["bomb.png"] == told
+    # Whoever means it may have it: then it is no image, and that is said.
+    assert "not PNG" in read(path, max_ratio=10**6)[1]["bomb.png"]
+
+
+def test_a_zip_that_holds_too_much_is_an_error(tmp_path, png, read, write_zip):
+    path = write_zip(tmp_path / "a.zip", {"a.png": png(), "b.png": png()})
+    size_bytes = 2 * len(png())
+    assert len(read(path, max_files=2, max_unpacked_bytes=size_bytes)[0]) == 2
+    with pytest.raises(InputDataError, match=r"a.zip: it holds more files than images.max_files \(1\)"):
+        read(path, max_files=1)
+    with pytest.raises(
+        InputDataError, match=rf"holds {size_bytes} bytes unpacked, more than images.max_unpacked_bytes"
+    ):
+        read(path, max_unpacked_bytes=size_bytes - 1)
 
 
 def test_only_stored_and_deflated_members_are_read(tmp_path, png, write_zip):
