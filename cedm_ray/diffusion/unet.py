@@ -43,6 +43,11 @@ class UNetConfig(Config):
         0.0, ge=0, lt=1, description="Probability that an image's condition is replaced by the null one in training."
     )
 
+    @property
+    def side_step(self) -> int:
+        """What the side of the images must be a multiple of: 2^(levels - 1)."""
+        return 2 ** (len(self.channel_mult) - 1)
+
 
 class _Conv(nn.Conv2d):
     """A convolution that keeps the resolution; `gain` scales its initial weights. Computes in the precision of x."""
@@ -245,8 +250,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(config.channel_mult)
-        if image_size < 1 or image_size % 2 ** (levels - 1):
-            rule = f"image_size must be a positive multiple of {2 ** (levels - 1)} for {levels} levels"
+        if image_size < 1 or image_size % config.side_step:
+            rule = f"image_size must be a positive multiple of {config.side_step} for {levels} levels"
             raise ValueError(f"{rule}, got {image_size}")
         for name, value in (("num_classes", num_classes), ("feature_dim", feature_dim), ("augment_dim", augment_dim)):
             if value < 0:

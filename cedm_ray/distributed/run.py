@@ -81,6 +81,8 @@ def run_study(
             raise error
         if agenda.finished and not (goal.kind == "search" and _is_unfinished(study, space, images)):
             return images
+        if goal.kind == "search":
+            space.check_searched(images.size)
         _import_meanwhile("cedm_ray.distributed.tuning", "cedm_ray.distributed.trainable")
         if truth is not None:
             # The first fit's line would wait for it, and the next fit for that.

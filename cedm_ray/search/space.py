@@ -29,10 +29,12 @@ from cedm_ray.search.settings import (
     KMEANS,
     METHOD,
     METHODS,
+    Range,
     Settings,
     between,
     corners,
     frozen,
+    shown,
     told,
     why_not,
 )
@@ -153,6 +155,28 @@ class SearchSpace(Config):
             which = "".join(f"{'.'.join(map(str, found['loc']))}: " if found["loc"] else "")
             text = f"candidates.also with {told(values)}: {which}{reason[:1].lower()}{reason[1:]}{mend}"
             raise ValueError(text) from None
+
+    def check_searched(self, image_size: int) -> None:
+        """Raise ConfigurationError where trials with one of the searched values could not train on images of that side
+        in pixels, with the workers of resources.trial."""
+        also, workers = self.candidates.also, self.resources.trial.workers
+        for mult in also.get("network.channel_mult", ()):
+            step = self.changed((("network.channel_mult", mult),)).network.side_step
+            if image_size % step:
+                raise ConfigurationError(
+                    f"candidates.also: network.channel_mult {shown(mult)} is for images whose side is a multiple of "
+                    f"{step}, and these have {image_size} pixels",
+                    mend="leave it out, or set another images.size, in a new study",
+                )
+        sizes = also.get("training.batch_size", ())
+        # Of a range the next after the lowest speaks for all.
+        for size in (sizes.low, sizes.low + 1) if isinstance(sizes, Range) else sizes:
+            if int(size) % workers:
+                raise ConfigurationError(
+                    f"candidates.also: training.batch_size {shown(size)} is not divisible by resources.trial.workers "
+                    f"{workers}",
+                    mend=f"list multiples of {workers}",
+                )
 
     @property
     def own(self) -> dict[str, Any]:

@@ -60,6 +60,15 @@ def test_more_clusters_than_images_are_refused_before_ray_is_asked(space, study,
     assert study.failures() == {}
 
 
+def test_searched_networks_that_do_not_fit_the_images_are_refused_before_ray_is_asked(space, study, shown):
+    also = {"network.channel_mult": ((1, 1), (1, 1, 1, 1, 1))}
+    candidates = space.candidates.model_copy(update={"also": also})
+    broken = space.model_copy(update={"candidates": candidates})
+    with pytest.raises(ConfigurationError, match=r"multiple of 16, and these have 8 pixels"):
+        run.run_study(study, broken, Goal(kind="search"), address=None, show=shown.append)
+    assert study.fits() == {}
+
+
 def test_a_second_driver_is_refused_before_it_touches_anything(space, study, shown):
     with exclusive_lock(study.lock), pytest.raises(LockedError, match="in use by process"):
         run.run_study(study, space, Goal(kind="bound"), address=None, show=shown.append)

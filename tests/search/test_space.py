@@ -262,6 +262,25 @@ def test_what_may_not_be_searched_is_refused_with_its_path(tmp_path, old, new, m
         read_space(write(tmp_path, ALSO.replace(old, new)), images="x")
 
 
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ({"network.channel_mult": [[1, 2], [1, 1, 1, 2]]}, r"network\.channel_mult \[1, 1, 1, 2\] .* multiple of 8"),
+        ({"training.batch_size": [16, 18]}, r"training\.batch_size 18 is not divisible by resources\.trial\.workers 4"),
+        ({"training.batch_size": {"low": 16, "high": 32}}, r"training\.batch_size 17 is not divisible"),
+    ],
+)
+def test_what_no_trial_could_train_with_is_refused_once_the_images_are_known(also, message):
+    proposals = {"proposals": "random", "num_trials": 3}
+    plain = {"name": "a", "images": {"source": "x"}, "resources": {"trial": {"workers": 4}}}
+    space = SearchSpace.model_validate({**plain, "candidates": {"also": also, **proposals}})
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        space.check_searched(12)
+    assert caught.value.mend
+    fine = {"network.channel_mult": [[1, 2], [1, 1, 2]], "training.batch_size": [16, 20]}
+    SearchSpace.model_validate({**plain, "candidates": {"also": fine, **proposals}}).check_searched(12)
+
+
 def test_other_ways_to_find_the_clusters_may_be_searched():
     plain = {"name": "a", "images": {"source": "x"}, "features": {"extractor": "pixels", "weights": "own.pth"}}
     also = {"clustering.method": ["temi", "kmeans"], "features.extractor": ["pixels", "./net.pt"]}
