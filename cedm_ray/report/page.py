@@ -122,7 +122,7 @@ def write_table(result: StudyResult, path: Path) -> None:
                 final.images_seen if final else None,
                 final.distance if final else None,
                 *(report.distance if report else None for report in _by_rung(result, trial)),
-                *(_cell(trial.settings.get(path)) for path in searched),
+                *(_cell(trial.settings[path]) if path in trial.settings else None for path in searched),
             ]
         )
     write_bytes(path, buffer.getvalue().encode())
@@ -196,8 +196,9 @@ def _searched(result: StudyResult) -> list[str]:
 
 
 def _cell(value: object) -> object:
-    """A setting's value as a cell of the table."""
-    return value if value is None or isinstance(value, bool | int | float) else _inert(settings.shown(value))
+    """A setting's value as a cell of the table, a number with all its digits."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number else _inert(settings.shown(value))
 
 
 def _table_row(result: StudyResult, trial: TrialResult) -> dict[str, object]:

@@ -167,7 +167,9 @@ def between(own: Mapping[str, Any], also: Mapping[str, Values]) -> Iterable[dict
 
 
 def shown(value: Any) -> str:
-    """A value as tables show it."""
+    """A value as tables show it: what has no number in it as a space is written, null, true, false."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(shown, value)) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -310,3 +310,14 @@ def test_settings_are_columns_of_the_table_by_their_paths(tmp_path):
     assert found["unconditional"] == ("", "")
     assert found["c00020"] == ("0.0005", "[1, 2]")
     assert found["c00020-p7"] == ("0.0005", "'=1+1")
+
+
+def test_a_setting_without_a_number_is_written_as_in_a_space_and_no_empty_cell(tmp_path):
+    unset = {"training.lr_rampup_kimg": None}
+    trials = [one if one.num_clusters is None else replace(one, settings=unset) for one in STUDY.trials]
+    study = replace(STUDY, trials=tuple(trials))
+    write_table(study, tmp_path / "results.csv")
+    rows = csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text()))
+    found = {row["trial"]: row["training.lr_rampup_kimg"] for row in rows}
+    assert (found["unconditional"], found["c00020"]) == ("", "null")
+    assert '<td class="n">null</td>' in page(tmp_path, study)

@@ -138,6 +138,7 @@ def test_settings_in_words():
     assert shown(0.0005) == "0.0005"
     assert shown((1, 2)) == "[1, 2]"
     assert shown("l2") == "l2"
+    assert [shown(value) for value in (None, True, False, 1)] == ["null", "true", "false", "1"]
     assert told(frozen({"training.learning_rate": 1e-3, "sampling.guidance": 0})) == "guidance 0, learning_rate 0.001"
     both = {"training.learning_rate": 1e-3, "clustering.learning_rate": 1e-4}
     assert told(both) == "training.learning_rate 0.001, clustering.learning_rate 0.0001"
