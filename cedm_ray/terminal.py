@@ -13,8 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from cedm_ray.data.decoding import printable
 from cedm_ray.search.results import UNCONDITIONAL, ClusteringSummary, Notice, StudyResult, TrialResult, read_trial_name
 from cedm_ray.search.results import Progress as Step
-from cedm_ray.search.settings import last_words, told
-from cedm_ray.search.settings import shown as value_shown
+from cedm_ray.search.settings import cells, last_words, paths_of, told
 
 LINE_EVERY_S = 30.0
 """How often a log hears of a task, where no more run at once than TASKS_OF_A_LOG; of more, less often in proportion."""
@@ -234,7 +233,7 @@ def print_result(result: StudyResult) -> None:
     print(result.bound.reason)
     print()
     levels = [f"{level:g} kimg" for level in result.rungs_kimg]
-    searched = list(dict.fromkeys(path for trial in result.trials for path in trial.settings))
+    searched = paths_of(trial.settings for trial in result.trials)
     columns = ["C", *map(last_words(searched).get, searched), "C^u", "r_C", *levels, "how it ended"]
     title = f"{result.metric} of {result.num_samples:,} samples at"
     print_table(title, columns, [_row(result, trial, searched) for trial in result.trials])
@@ -248,8 +247,14 @@ def _row(result: StudyResult, trial: TrialResult, searched: Sequence[str]) -> li
     distances = [by_rung.get(rung) for rung in range(len(result.rungs_kimg))]
     mark = "  <- C_V" if trial.trial == result.best else ""
     shown = [None if distance is None else f"{distance:.4g}" for distance in distances]
-    settings = [value_shown(trial.settings[path]) if path in trial.settings else None for path in searched]
-    return [trial_label(trial.trial), *settings, trial.num_used, utilization, *shown, trial.reason + mark]
+    return [
+        trial_label(trial.trial),
+        *cells(trial.settings, searched),
+        trial.num_used,
+        utilization,
+        *shown,
+        trial.reason + mark,
+    ]
 
 
 def trial_label(trial: str) -> str:

@@ -60,11 +60,12 @@ def write_report(result: StudyResult, rows: Sequence[ClusterRow], path: Path) ->
 
     Raises StorageError where `path` cannot be written.
     """
+    searched = settings.paths_of(trial.settings for trial in result.trials)
     page = template("page.html.jinja").render(
         result=result,
         headline=_headline(result),
-        searched=list(settings.last_words(_searched(result)).values()),
-        trials=[_table_row(result, trial) for trial in _ordered(result)],
+        searched=list(settings.last_words(searched).values()),
+        trials=[_table_row(result, trial, searched) for trial in _ordered(result)],
         bound_points=sorted(result.bound.points, key=lambda point: point.num_clusters),
         clusters_figure=Markup(figures.svg(figures.distance_versus_clusters(result), _describe_clusters(result))),
         images_figure=Markup(figures.svg(figures.distance_versus_images(result), _describe_images(result))),
@@ -107,7 +108,7 @@ def write_table(result: StudyResult, path: Path) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     fixed = ["trial", "num_clusters", "num_used", "utilization", "status", "reason", "images_seen", "distance"]
-    searched = _searched(result)
+    searched = settings.paths_of(trial.settings for trial in result.trials)
     writer.writerow([*fixed, *(f"distance_at_{kimg:.15g}_kimg" for kimg in result.rungs_kimg), *searched])
     for trial in _ordered(result):
         final = trial.final
@@ -190,25 +191,18 @@ def _further(result: StudyResult, best: TrialResult) -> str:
     return f" Trained on to {after} training images: {result.metric} {number(best.final.distance)}."
 
 
-def _searched(result: StudyResult) -> list[str]:
-    """Paths of the settings that were searched besides C."""
-    return list(dict.fromkeys(path for trial in result.trials for path in trial.settings))
-
-
 def _cell(value: object) -> object:
     """A setting's value as a cell of the table, a number with all its digits."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number else _inert(settings.shown(value))
 
 
-def _table_row(result: StudyResult, trial: TrialResult) -> dict[str, object]:
+def _table_row(result: StudyResult, trial: TrialResult, searched: Sequence[str]) -> dict[str, object]:
     return {
         "name": (trial.trial if trial.num_clusters is None else f"{trial.num_clusters:,}")
         + (f", p{proposal}" if (proposal := read_trial_name(trial.trial).proposal) else "")
         + (f", seed {trial.seed}" if trial.seed else ""),
-        "settings": [
-            settings.shown(trial.settings[path]) if path in trial.settings else None for path in _searched(result)
-        ],
+        "settings": settings.cells(trial.settings, searched),
         "num_used": trial.num_used,
         "utilization": trial.utilization,
         "reports": _by_rung(result, trial),

@@ -12,7 +12,9 @@ from cedm_ray.search.results import Outcome
 
 
 class Field:
-    """config: of the space's candidates. seed: of the space. own: the space's own values of the settings that are
+    """All that are judged together, as far as they are known.
+
+    config: of the space's candidates. seed: of the space. own: the space's own values of the settings that are
     searched besides C, by path; None where C is searched alone.
 
     proposals: made so far, those that it was told first. What it makes is a function of what it was told and of how

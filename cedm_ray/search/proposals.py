@@ -36,8 +36,8 @@ _MORE_DIGITS = 12
 class Proposer:
     """Proposes the trials of one search.
 
-    grid: the C inside the bound, in the order in which they would be started. seed: of the space. own: the space's own
-    values of the settings that are searched, by path.
+    config: whose `proposes` is true. grid: the C inside the bound, in the order in which they would be started. seed:
+    of the space. own: the space's own values of the settings that are searched, by path.
 
     total: how many trials it proposes in all, each once.
     """

@@ -66,7 +66,8 @@ class Range(Config):
         return self
 
     def draw(self, dice: random.Random, *, whole: bool, digits: int = DIGITS) -> float:
-        """A value. whole: whether it must be a whole number. digits: of any other."""
+        """A value. dice: what it follows from, and nothing else. whole: whether it must be a whole number. digits: of
+        any other."""
         if whole and not self.log:
             return dice.randint(math.ceil(self.low), math.floor(self.high))
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
@@ -187,6 +188,17 @@ def last_words(paths: Iterable[str]) -> dict[str, str]:
     """What tables call settings, by path: the last part, or the whole path where two end alike."""
     ends = {path: path.rpartition(".")[2] for path in paths}
     return {path: path if list(ends.values()).count(end) > 1 else end for path, end in ends.items()}
+
+
+def paths_of(trials: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The paths of all settings that some trial has, each once, in the order in which they come. trials: the settings
+    of each, by path."""
+    return list(dict.fromkeys(path for settings in trials for path in settings))
+
+
+def cells(settings: Mapping[str, Any], paths: Iterable[str]) -> list[str | None]:
+    """A trial's settings as a table shows them under those paths; None where it has no such setting."""
+    return [shown(settings[path]) if path in settings else None for path in paths]
 
 
 def hashable(value: Any) -> Any:

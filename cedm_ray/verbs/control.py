@@ -123,7 +123,7 @@ class _Screen:
 
 def standing_lines(standing) -> list[str]:
     """A `Standing` as the lines of a table and what is to be said around it."""
-    from cedm_ray.search.settings import last_words
+    from cedm_ray.search.settings import last_words, paths_of
     from cedm_ray.terminal import table_lines
 
     lines = [f"{standing.name}: {_work(standing)}"]
@@ -131,7 +131,7 @@ def standing_lines(standing) -> list[str]:
         lines.append(standing.bound)
     if standing.trials:
         total = standing.rungs_kimg[-1]
-        searched = list(dict.fromkeys(path for trial in standing.trials for path in trial.settings))
+        searched = paths_of(trial.settings for trial in standing.trials)
         columns = ["C", *map(last_words(searched).get, searched), "C^u", "r_C", "rung", "kimg", standing.metric]
         columns += ["images/s", "GPUs", "ETA", "state"]
         lines += ["", *table_lines(columns, [_row(trial, standing, total, searched) for trial in standing.trials]), ""]
@@ -173,13 +173,13 @@ def _work(standing) -> str:
 
 
 def _row(trial, standing, total: float, searched: list[str]) -> list[object]:
-    from cedm_ray.search.settings import shown
+    from cedm_ray.search.settings import cells
     from cedm_ray.terminal import trial_label
 
     rung = None if trial.rung is None else f"{trial.rung + 1}/{len(standing.rungs_kimg)}"
     return [
         trial_label(trial.trial),
-        *(shown(trial.settings[path]) if path in trial.settings else None for path in searched),
+        *cells(trial.settings, searched),
         trial.num_used,
         None if trial.utilization is None else f"{trial.utilization:.3f}",
         rung,

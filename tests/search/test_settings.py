@@ -15,12 +15,14 @@ from cedm_ray.search.settings import (
     SECTIONS,
     Range,
     between,
+    cells,
     corners,
     differing,
     frozen,
     is_whole,
     last_words,
     of_clusterings,
+    paths_of,
     shown,
     told,
     why_not,
@@ -144,6 +146,17 @@ def test_settings_in_words():
     assert told(both) == "training.learning_rate 0.001, clustering.learning_rate 0.0001"
     assert last_words(["a.x", "b.y"]) == {"a.x": "x", "b.y": "y"}
     assert told({}) == ""
+
+
+def test_columns_of_a_table_are_those_of_any_trial_and_its_cells_those_of_one():
+    trials = [{}, {"b.x": 0.5, "a.y": None}, {"a.y": (1, 2), "c.z": "l2"}]
+    paths = paths_of(trials)
+    assert paths == ["b.x", "a.y", "c.z"]
+    assert [cells(one, paths) for one in trials] == [
+        [None, None, None],
+        ["0.5", "null", None],
+        [None, "[1, 2]", "l2"],
+    ]
 
 
 def test_frozen_settings_have_an_order_and_a_hash():
