@@ -79,19 +79,19 @@ def test_changed_images_and_a_changed_space_are_refused(space, study, shown, tmp
     for index in range(4):
         Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"{index}.png")
     own = space.model_copy(update={"images": space.images.model_copy(update={"source": str(tmp_path)})})
-    with run._driving(study, own, shown.append):
+    with run._driving(study, own, None, shown.append):
         pass
     other = own.model_copy(update={"seed": 1})
-    with pytest.raises(ConfigurationError, match="seed was 0 and is 1"), run._driving(study, other, shown.append):
+    with pytest.raises(ConfigurationError, match="seed was 0 and is 1"), run._driving(study, other, None, shown.append):
         pass
     Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "9.png")
-    with pytest.raises(InputDataError, match="not those that"), run._driving(study, own, shown.append):
+    with pytest.raises(InputDataError, match="not those that"), run._driving(study, own, None, shown.append):
         pass
     for path in tmp_path.glob("*.png"):
         path.unlink()
     tmp_path.joinpath("gone").mkdir()
     gone = own.model_copy(update={"images": own.images.model_copy(update={"source": str(tmp_path / "nowhere")})})
-    with run._driving(study, gone, shown.append) as images:
+    with run._driving(study, gone, None, shown.append) as images:
         assert len(images) == 4
     assert "goes on with its own copy" in shown[-1].text
 
