@@ -33,6 +33,7 @@ def test_freed_memory_is_used_again_without_page_faults():
     if platform.libc_ver()[0] == "glibc":
         # Without being told, glibc gives back and takes anew most of what the rounds use.
         assert known == "True"
-        assert kept < min(PAGES, plain) / 4
+        # Not none: a system that is short of memory takes pages that were not used for a while.
+        assert kept < min(PAGES, plain) / 2
     else:
         assert known == "False"

@@ -126,8 +126,7 @@ def test_a_first_step_that_runs_out_of_memory_is_not_repeated(monkeypatch):
 
 
 @pytest.mark.usefixtures("quick_compiler")
-def test_every_c_is_compiled_once(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+def test_every_c_is_compiled_once():
     torch._dynamo.reset()
     captured = torch._dynamo.utils.counters["stats"]
     captured.clear()
