@@ -106,10 +106,8 @@ class _Trainer(TorchTrainer):
 def _work(config: dict[str, Any]) -> None:
     """What every worker runs: the same trial; the first worker says what it yields."""
     study, space, task = read_task(config)
-    # A worker does its share of the arithmetic on its own cores, not on everybody's.
-    torch.set_num_threads(max(1, int(space.resources.trial.cpus)))
     first = train.get_context().get_world_rank() == 0
-    device = choose_device(read_held(config).each.gpus)
+    device = choose_device(read_held(config).each.gpus, space.resources.trial.cpus)
     if device == "cuda":
         # A worker sees the GPUs of all workers on its machine, and this one is its own.
         device = str(get_device())

@@ -85,12 +85,17 @@ def read_held(config: dict[str, Any]) -> Resources:
     return Resources(**held, nodes=tuple(config["nodes"]))
 
 
-def choose_device(gpus: float) -> str:
+def choose_device(gpus: float, cpus: float = 1.0) -> str:
     """`cuda` where this process holds a GPU or a share of one, else `cpu`.
+
+    From then on torch computes on `cpus` cores, at least one. Ray says so by OMP_NUM_THREADS, which a process that
+    imported torch before it had a task has read too early; two fits that compute on all cores each take six times as
+    long.
 
     A share is also a limit of memory: Ray does not fence it, and a neighbor on the same GPU must not be starved. On a
     CPU the process keeps what memory it frees, for its next step.
     """
+    torch.set_num_threads(max(1, int(cpus)))
     keep_freed_memory()
     if not gpus or not torch.cuda.is_available():
         return "cpu"

@@ -101,12 +101,12 @@ class StudyTask(tune.Trainable):
 
     def _open(self, study: Study, space: SearchSpace, held: Resources) -> Iterator[Any]:
         if isinstance(self._task, FitTask):
-            return run_fit(study, space, self._task, device=choose_device(held.gpus))
+            return run_fit(study, space, self._task, device=choose_device(held.gpus, held.cpus))
         if is_nested(space):
             from cedm_ray.distributed.nested import nested_trial  # Ray Train takes a while to import.
 
             return nested_trial(study, space, self._task, held, key=self.trial_id)
-        return run_trial(study, space, device=choose_device(held.gpus), **dataclasses.asdict(self._task))
+        return run_trial(study, space, device=choose_device(held.gpus, held.cpus), **dataclasses.asdict(self._task))
 
     def _progress(self, event: Any) -> dict[str, Any]:
         if isinstance(event, KMeansProgress):

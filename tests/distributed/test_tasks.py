@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from cedm_ray.distributed.tasks import choose_device, is_nested, read_held, read_task, task_config
 from cedm_ray.search.goals import FitTask, TrainTask
@@ -43,8 +44,10 @@ def test_a_relative_path_of_weights_arrives_absolute(space, study, tmp_path, mon
     assert sent["space"]["features"]["weights"] is None
 
 
-def test_without_a_gpu_everything_runs_on_the_cpu():
-    assert choose_device(0.0) == "cpu"
+def test_without_a_gpu_everything_runs_on_the_cpu_on_the_cores_that_are_held():
+    for cpus, threads in ((3.0, 3), (0.5, 1)):
+        assert choose_device(0.0, cpus) == "cpu"
+        assert torch.get_num_threads() == threads
 
 
 def test_several_workers_are_nested_and_one_is_if_the_space_says_so(space):
