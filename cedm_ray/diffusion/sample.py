@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cedm_ray.config import Config
 from cedm_ray.diffusion.compilation import compiled, try_forward
 from cedm_ray.diffusion.guidance import feature_dim, guided
+from cedm_ray.diffusion.state import compute_dtype
 from cedm_ray.diffusion.unet import UNet
 
 MAX_CHURN = 2**0.5 - 1
@@ -267,9 +268,8 @@ def _batches(
 
 def _half(config: SampleConfig, device: torch.device) -> torch.dtype | None:
     """What the activations are held in, None = float32."""
-    if config.precision == "auto":
-        return torch.float16 if device.type == "cuda" else None
-    return None if config.precision == "float32" else getattr(torch, config.precision)
+    automatic = "float16" if device.type == "cuda" else "float32"
+    return compute_dtype(automatic if config.precision == "auto" else config.precision, device)
 
 
 @contextlib.contextmanager
