@@ -11,6 +11,7 @@ LAYERS = {
     "errors": 0,
     "allocator": 0,
     "products": 0,
+    "compiler": 0,
     "durable": 0,
     "lock": 0,
     "config": 0,

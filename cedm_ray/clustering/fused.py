@@ -9,7 +9,6 @@ H heads, C clusters.
 """
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from cedm_ray.clustering.heads import NORM_EPS, Heads
 from cedm_ray.clustering.objective import negative_log, updated_marginal
 from cedm_ray.clustering.recipe import TemiConfig
+from cedm_ray.compiler import compiling
 
 Parameters = dict[str, torch.Tensor]
 
@@ -100,16 +100,9 @@ class FusedTraining:
         return factors
 
     def _first_step(self, inputs: tuple[Any, ...]) -> torch.Tensor:
-        # Here, because they take seconds to import.
-        from torch._dynamo import config as dynamo
-        from torch._inductor import config as inductor
-
-        dynamo.recompile_limit = max(dynamo.recompile_limit, _VARIANTS)
         self._tried = True
         try:
-            # Without trying out block sizes: what lies between the products is bound by memory whatever they are.
-            with warnings.catch_warnings(), inductor.patch({"triton.autotune_pointwise": False}):
-                warnings.simplefilter("ignore")
+            with compiling(_VARIANTS):
                 return self._step(*inputs)
         except torch.OutOfMemoryError:
             # The step may have run in part, and without a compiler it would take more memory still.

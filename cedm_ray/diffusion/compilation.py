@@ -7,12 +7,12 @@ longer than its launches take.
 """
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from cedm_ray.compiler import compiling
 from cedm_ray.diffusion.batches import Batch
 from cedm_ray.diffusion.edm import Denoiser, edm_loss
 from cedm_ray.diffusion.unet import UNet
@@ -72,16 +72,8 @@ def _restored(parts: list[nn.Module]) -> Iterator[None]:
 
 def _attempt(parts: list[nn.Module], run: Callable[[], object]) -> str | None:
     """Compile the parts by running them; the first line of what was raised, None if nothing."""
-    # Here, because it takes seconds to import and most processes never compile.
-    from torch._dynamo import config as dynamo
-    from torch._inductor import config as inductor
-
-    dynamo.recompile_limit = max(dynamo.recompile_limit, KINDS)
     try:
-        # Without trying out block sizes: what lies between the convolutions is bound by memory whatever they are.
-        with warnings.catch_warnings(), inductor.patch({"triton.autotune_pointwise": False}):
-            # The compiler looks at gradients of what has none, and torch warns of that; it is nobody's concern.
-            warnings.simplefilter("ignore")
+        with compiling(KINDS):
             for part in parts:
                 part.compile(backend=BACKEND, dynamic=False)
             run()
