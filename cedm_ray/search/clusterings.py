@@ -39,10 +39,15 @@ class Clustering:
 
 def fitted(study: Study, task: FitTask) -> ClusterAssignment:
     """The assignment of a fit that is on record, with its provenance. Raises IntegrityError."""
-    tensors, provenance = durable.read_tensors(study.fit(task.name))
+    return read_fit(study, task.name, task.num_clusters)
+
+
+def read_fit(study: Study, name: str, num_clusters: int) -> ClusterAssignment:
+    """The assignment of the fit of that name, which is of `num_clusters` clusters. Raises IntegrityError."""
+    tensors, provenance = durable.read_tensors(study.fit(name))
     return ClusterAssignment(
         labels=tensors["labels"],
-        num_clusters=task.num_clusters,
+        num_clusters=num_clusters,
         method=provenance["method"],
         provenance={name: value for name, value in provenance.items() if name != "method"},
     )

@@ -23,7 +23,7 @@ from cedm_ray.errors import InputDataError, IntegrityError
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import ReferenceFactor, frechet_reference
 from cedm_ray.search.checkpoints import CheckpointWriter
-from cedm_ray.search.clusterings import neighbors_features
+from cedm_ray.search.clusterings import neighbors_features, read_fit
 from cedm_ray.search.evaluate import distance_to, image_statistics, low_rank_distance, merged_over_workers, own_share
 from cedm_ray.search.feature_bank import unit_features
 from cedm_ray.search.goals import FitTask, TrainTask
@@ -43,11 +43,7 @@ SHOWN_IMAGES = 64
 
 def load_assignment(study: Study, num_clusters: int, fit: str | None = None) -> ClusterAssignment:
     """The assignment that trials of this C are conditioned on: that of its first fit, or of the fit of that name."""
-    name = fit or FitTask(num_clusters=num_clusters, repeat=0).name
-    tensors, provenance = durable.read_tensors(study.fit(name))
-    return ClusterAssignment(
-        labels=tensors["labels"], num_clusters=num_clusters, method=provenance["method"], provenance=provenance
-    )
+    return read_fit(study, fit or FitTask(num_clusters=num_clusters, repeat=0).name, num_clusters)
 
 
 def run_trial(
