@@ -238,7 +238,8 @@ def test_the_ray_job_has_the_fields_of_its_kind():
 # Slurm --------------------------------------------------------------------------------------------------------------
 
 STAND_INS = {
-    "scontrol": 'echo node1; [ "$SLURM_JOB_NUM_NODES" = 1 ] || echo node2\n',
+    # It says more than a pipe holds, so that a reader who leaves after the first line is found out every time.
+    "scontrol": 'echo node1; [ "$SLURM_JOB_NUM_NODES" = 1 ] || seq -f node%.0f 2 20000\n',
     # The step of the head opens its port, the step of the workers only waits; both say what they were asked.
     "srun": """
 echo "$@" >> "$SAID/steps"

@@ -18,7 +18,9 @@ set -euo pipefail
 
 job=${1:?name a page of jobs/, such as jobs/cifar10.sh}
 port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a node's network
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# The whole list is read: a pipe that closes after its first line can end scontrol, and with it this script (pipefail).
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts%%$'\n'*}
 umask 077
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PWD/.ray-token-$SLURM_JOB_ID
 export RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID
