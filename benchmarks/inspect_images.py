@@ -31,8 +31,9 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from cedm_ray.data.decoding import ImagesConfig, SourceImage, decode_image
+from cedm_ray.data.decoding import SourceImage, decode_image
 from cedm_ray.data.entries import Entry
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.inspection import Inspection, inspect_images
 from cedm_ray.data.sources import open_source
 from cedm_ray.report.contact_sheet import contact_sheet

@@ -19,7 +19,7 @@ import numpy as np
 
 from cedm_ray.data.decoding import Refusal, printable
 from cedm_ray.data.entries import Entry, Listed, check_label, stamp
-from cedm_ray.data.folders import read_file
+from cedm_ray.data.files import read_file
 from cedm_ray.data.limits import LIMITS, Limits, too_large
 from cedm_ray.data.plain_pickle import read_plain_pickle
 from cedm_ray.data.tars import is_zipped, members_of, open_tar

@@ -18,13 +18,13 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_image
+from cedm_ray.data.decoding import Refusal, SourceImage, decode_image
 from cedm_ray.data.decoding_worker import pack, read_answers, read_header, write_message
 from cedm_ray.data.entries import Entry, Source, UnreadEntry
 from cedm_ray.data.folders import FolderSource
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.errors import InputDataError
 
 PIECE_IMAGES = 128
@@ -42,8 +42,7 @@ Piece = Sequence[Entry | UnreadEntry | Refusal]
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoded:
+class Decoded(NamedTuple):
     """image: one answer of the decoder. label: of its entry, None without any and for a refusal."""
 
     image: SourceImage | Refusal

@@ -12,14 +12,18 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_without_warnings, forbid_warnings
+from cedm_ray.data.decoding import Refusal, SourceImage, decode_without_warnings, forbid_warnings
 from cedm_ray.data.entries import Entry, UnreadEntry
-from cedm_ray.data.folders import read_file
+from cedm_ray.data.files import read_file
 from cedm_ray.errors import InputDataError
+
+if TYPE_CHECKING:
+    from cedm_ray.data.images_config import ImagesConfig
 
 
 def write_message(file: BinaryIO, header: Any, parts: Sequence[bytes | memoryview]) -> None:
@@ -48,11 +52,11 @@ def pack(entry: Entry | UnreadEntry) -> tuple[list[Any], bytes]:
     return [entry.name, entry.content.nbytes, list(entry.content.shape)], entry.content.tobytes()
 
 
-def _answer(items: list[Any], source: BinaryIO, config: ImagesConfig) -> tuple[list[Any], list[bytes]]:
+def _answer(items: list[Any], source: BinaryIO, config: "ImagesConfig") -> tuple[list[Any], list[memoryview]]:
     """The answers to what `pack` packed, and the pixels. An error ends the list."""
     contents = [None if isinstance(item[1], str) else _content(item, source) for item in items]
     answers: list[Any] = []
-    pixels: list[bytes] = []
+    pixels: list[memoryview] = []
     for (name, where, *_), content in zip(items, contents, strict=True):
         if content is None:
             content = read_file(where, config)
@@ -68,7 +72,7 @@ def _answer(items: list[Any], source: BinaryIO, config: ImagesConfig) -> tuple[l
             answers.append(image.reason)
         else:
             answers.append([image.pixels.shape[-1], image.width, image.height, image.mode, image.sha256])
-            pixels.append(image.pixels.tobytes())
+            pixels.append(image.pixels.data)
     return answers, pixels
 
 
@@ -84,7 +88,7 @@ def read_answers(
     """The answers to images of these names and, from `file`, their pixels; an InputDataError that the worker met is the
     last. Raises EOFError where pixels are missing."""
     length = sum(3 * answer[0] ** 2 for answer in answers if isinstance(answer, list))
-    data = file.read(length)
+    data = np.frombuffer(file.read(length), np.uint8)
     if len(data) < length:
         raise EOFError
     found: list[SourceImage | Refusal | InputDataError] = []
@@ -96,9 +100,9 @@ def read_answers(
             found.append(Refusal(name=name, reason=answer))
         else:
             size, width, height, mode, sha256 = answer
-            pixels = np.frombuffer(data, np.uint8, 3 * size * size, start).reshape(3, size, size)
-            start += 3 * size * size
-            found.append(SourceImage(name=name, pixels=pixels, width=width, height=height, mode=mode, sha256=sha256))
+            end = start + 3 * size * size
+            found.append(SourceImage(name, data[start:end].reshape(3, size, size), width, height, mode, sha256))
+            start = end
     return found
 
 
@@ -110,7 +114,8 @@ def main() -> None:
     settings = read_header(source)
     if settings is None:
         return
-    config = ImagesConfig.model_validate(settings[0])
+    # Checked where it came from.
+    config = SimpleNamespace(**settings[0])
     forbid_warnings()
     while (items := read_header(source)) is not None:
         answers, pixels = _answer(items, source, config)

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -43,8 +43,7 @@ class Entry:
     label: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnreadEntry:
+class UnreadEntry(NamedTuple):
     """A picture in a folder whose file was not read yet. name, label: as an Entry's. path: of the file."""
 
     name: str

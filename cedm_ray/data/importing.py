@@ -14,17 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cedm_ray.config import digest
-from cedm_ray.data.decoding import ImagesConfig, OneSize, Refusal, SourceImage
+from cedm_ray.data.decoding import OneSize, Refusal, SourceImage
 from cedm_ray.data.decoding_pool import Decoded, EarlyPool, decode_source
 from cedm_ray.data.entries import Source
 from cedm_ray.data.image_set import INDEX, MANIFEST, PIXELS, ImageSet, open_image_set, pixels_digest
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.sources import fingerprint, open_source
 from cedm_ray.durable import commit_file, is_temporary, sha256_file, storage_error, temporary_path, write_record
 from cedm_ray.errors import InputDataError
@@ -48,8 +49,7 @@ _INDEX_SCHEMA = pa.schema(
 _ROWS_PER_GROUP = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportProgress:
+class ImportProgress(NamedTuple):
     """done: images and refusals so far. total: of both, None where the source cannot tell. refused: so far."""
 
     done: int
@@ -76,6 +76,8 @@ def import_images(
         source = open_source(config, listed_so_far=(lambda number: None) if decode else early.listed)
         decode = decode or functools.partial(decode_source, workers=workers, pool=early.pool)
         yield from _make_set(source, config, folder, decode)
+        # The names of a million files take as much memory here as in the set that is opened.
+        del source
     return open_image_set(folder)
 
 
@@ -123,7 +125,7 @@ class _Pixels:
     size: int = 0
     shards: list[dict[str, Any]] = field(default_factory=list)
     whole: Any = field(default_factory=hashlib.sha256)
-    _shard: Any = field(default_factory=hashlib.sha256)
+    _shard: Any = None
     _first: int = 0
     _waiting: list[np.ndarray] = field(default_factory=list)
     _waiting_bytes: int = 0
@@ -154,11 +156,14 @@ class _Pixels:
         self._waiting, self._waiting_bytes = [], 0
         self.file.write(data)
         self.whole.update(data)
-        self._shard.update(data)
+        # The first shard is the whole so far.
+        if self._shard is not None:
+            self._shard.update(data)
 
     def _end_shard(self) -> None:
         self._write()
-        self.shards.append({"rows": [self._first, self.count], "sha256": self._shard.hexdigest()})
+        sha256 = (self._shard or self.whole).hexdigest()
+        self.shards.append({"rows": [self._first, self.count], "sha256": sha256})
         self._shard, self._first = hashlib.sha256(), self.count
 
     def _write_header(self) -> None:
@@ -186,27 +191,25 @@ def _copy_images(
     total = len(source)
     reasons: Counter[str] = Counter()
     refused: list[Refusal] = []
-    columns: dict[str, list] = {name: [] for name in _INDEX_SCHEMA.names}
+    lines: list[tuple] = []
     one_size = OneSize()
     with pq.ParquetWriter(index, _INDEX_SCHEMA, write_page_checksum=True) as table:
-        for done, decoded in enumerate(decode(source, config), start=1):
-            item = decoded.image
+        for done, (item, label) in enumerate(decode(source, config), start=1):
             if isinstance(item, SourceImage):
                 one_size.check(item.name, item.pixels.shape[-1])
                 stored = (item.width, item.height, item.mode)
-                line = (pixels.count, item.name, item.sha256, *stored, decoded.label, None)
+                lines.append((pixels.count, item.name, item.sha256, *stored, label, None))
                 pixels.add(item.pixels)
             else:
                 refused.append(item)
                 reasons[item.reason] += 1
                 _check_refusals(config, refused, reasons, total)
-                line = (None, item.name, None, None, None, None, None, item.reason)
-            for column, value in zip(columns.values(), line, strict=True):
-                column.append(value)
-            if done % _ROWS_PER_GROUP == 0:
-                _write_lines(table, columns)
+                lines.append((None, item.name, None, None, None, None, None, item.reason))
+            if len(lines) == _ROWS_PER_GROUP:
+                _write_lines(table, lines)
+                lines = []
             yield ImportProgress(done=done, total=total, refused=len(refused))
-        _write_lines(table, columns)
+        _write_lines(table, lines)
     if pixels.count < 2:
         raise InputDataError(
             f"{source.location} has {pixels.count} usable images ({len(refused)} refused); at least 2 are needed"
@@ -215,18 +218,18 @@ def _copy_images(
     return pixels
 
 
-def _write_lines(table: pq.ParquetWriter, columns: dict[str, list]) -> None:
-    arrays = [_array(columns[field.name], field.type) for field in _INDEX_SCHEMA]
+def _write_lines(table: pq.ParquetWriter, lines: list[tuple]) -> None:
+    columns = zip(*lines, strict=True) if lines else [()] * len(_INDEX_SCHEMA)
+    arrays = [_array(column, field.type) for column, field in zip(columns, _INDEX_SCHEMA, strict=True)]
     table.write_table(pa.Table.from_arrays(arrays, schema=_INDEX_SCHEMA))
-    for column in columns.values():
-        column.clear()
 
 
-def _array(values: list, kind: pa.DataType) -> pa.Array:
+def _array(values: tuple, kind: pa.DataType) -> pa.Array:
     """Text or whole numbers, None among them, as a column. Not by `pa.array`, which imports pandas to look whether they
     are of its kinds: a fifth of a second, and some 40 MiB."""
-    missing = np.array([value is None for value in values], dtype=bool)
-    valid = pa.py_buffer(np.packbits(~missing, bitorder="little")) if missing.any() else None
+    valid = None
+    if None in values:
+        valid = pa.py_buffer(np.packbits([value is not None for value in values], bitorder="little"))
     if pa.types.is_string(kind):
         texts = [b"" if value is None else value.encode() for value in values]
         ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_image, format_name
+from cedm_ray.data.decoding import Refusal, SourceImage, decode_image, format_name
 from cedm_ray.data.duplicates import DuplicateFinder
 from cedm_ray.data.entries import Source
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.importing import ImportProgress
 from cedm_ray.data.limits import Limits
 from cedm_ray.data.sources import open_source

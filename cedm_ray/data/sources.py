@@ -29,10 +29,11 @@ from pathlib import Path
 from cedm_ray.config import canonical_json
 from cedm_ray.data.arrays import DIGITS, DigitsSource, list_npy, list_npz
 from cedm_ray.data.cifar import cifar_layout, list_cifar
-from cedm_ray.data.decoding import ImagesConfig, printable
+from cedm_ray.data.decoding import printable
 from cedm_ray.data.entries import Source, regular_files
 from cedm_ray.data.folders import list_folder
 from cedm_ray.data.idx import TRAIN_IMAGES, is_idx, list_idx
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.limits import LIMITS, RAISE, Limits, changed_limits
 from cedm_ray.data.parquet_images import list_parquet
 from cedm_ray.data.set_source import is_image_set, list_image_set

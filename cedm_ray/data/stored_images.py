@@ -21,9 +21,10 @@ import numpy as np
 
 from cedm_ray.config import digest
 from cedm_ray.data.arrays import UNREADABLE, MappedRows, image_key, npz_rows
-from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_entries, printable
+from cedm_ray.data.decoding import Refusal, SourceImage, decode_entries, printable
 from cedm_ray.data.entries import Source
 from cedm_ray.data.image_set import pixels_digest
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.sources import fingerprint, open_source
 from cedm_ray.errors import InputDataError
 

@@ -18,10 +18,11 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from cedm_ray.config import canonical_json
-from cedm_ray.data.decoding import ImagesConfig, Refusal, printable
+from cedm_ray.data.decoding import Refusal, printable
 from cedm_ray.data.decoding_pool import Decoded, DecodingPool, Piece, cut, decode_source, pieces, refusals
 from cedm_ray.data.entries import Entry, Source
 from cedm_ray.data.folders import FolderSource
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.importing import Decode
 from cedm_ray.data.sources import open_source
 from cedm_ray.data.tars import TarSource

@@ -9,8 +9,8 @@ import numpy as np
 
 from cedm_ray import durable
 from cedm_ray.clustering.neighbors import nearest_neighbors
-from cedm_ray.data.decoding import ImagesConfig
 from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.importing import Decode, ImportProgress, import_images
 from cedm_ray.data.sources import source_fingerprint
 from cedm_ray.errors import InputDataError

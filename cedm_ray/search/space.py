@@ -10,7 +10,7 @@ from cedm_ray.clustering.kmeans import KMeansConfig
 from cedm_ray.clustering.lower_bound import LowerBoundConfig
 from cedm_ray.clustering.recipe import TemiConfig
 from cedm_ray.config import Config, read_config
-from cedm_ray.data.decoding import ImagesConfig
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.diffusion.augment import AugmentConfig
 from cedm_ray.diffusion.edm import EDMConfig
 from cedm_ray.diffusion.sample import SampleConfig

@@ -264,7 +264,7 @@ def _decoding(address: str | None, show) -> Iterator:
 def _config(**settings: object):
     """The settings as ImagesConfig; None means the default. ConfigurationError naming the option that breaks a rule."""
     from cedm_ray.config import parse_config
-    from cedm_ray.data.decoding import ImagesConfig
+    from cedm_ray.data.images_config import ImagesConfig
 
     with _speaking_of_options():
         given = {name: value for name, value in settings.items() if value is not None}
@@ -290,8 +290,8 @@ def _check_same(config, folder: Path):
     """The set in `folder`, every pixel of it checked. ConfigurationError where it was made in another way than `config`
     says, InputDataError where the images are others now, IntegrityError where it is damaged."""
     from cedm_ray import durable
-    from cedm_ray.data.decoding import ImagesConfig
     from cedm_ray.data.image_set import MANIFEST, open_image_set
+    from cedm_ray.data.images_config import ImagesConfig
     from cedm_ray.data.sources import source_fingerprint
 
     made = durable.read_record(folder / MANIFEST)

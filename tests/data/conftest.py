@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cedm_ray.data.decoding import ImagesConfig, OneSize, Refusal, decode_entries
+from cedm_ray.data.decoding import OneSize, Refusal, decode_entries
 from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.importing import import_images
 from cedm_ray.data.sources import open_source
 

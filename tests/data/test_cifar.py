@@ -5,7 +5,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from cedm_ray.data.decoding import ImagesConfig, decode_entries
+from cedm_ray.data.decoding import decode_entries
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.sources import open_source
 from cedm_ray.errors import InputDataError, SecurityError
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cedm_ray.data import decoding
-from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage, decode_image, printable
+from cedm_ray.data.decoding import Refusal, SourceImage, decode_image, printable
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.errors import InputDataError
 
 CONFIG = ImagesConfig()

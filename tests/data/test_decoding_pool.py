@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cedm_ray.data import decoding_pool
-from cedm_ray.data.decoding import ImagesConfig, Refusal, SourceImage
+from cedm_ray.data.decoding import Refusal, SourceImage
 from cedm_ray.data.decoding_pool import EarlyPool, decode_source, num_workers
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.sources import open_source
 from cedm_ray.errors import InputDataError
 

@@ -3,9 +3,10 @@ import io
 import numpy as np
 import pytest
 
-from cedm_ray.data.decoding import ImagesConfig, Refusal, decode_image
+from cedm_ray.data.decoding import Refusal, decode_image
 from cedm_ray.data.decoding_worker import main, pack, read_answers, read_header, write_message
 from cedm_ray.data.entries import Entry, UnreadEntry
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.errors import InputDataError
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cedm_ray.data import folders
-from cedm_ray.data.decoding import ImagesConfig, Refusal
+from cedm_ray.data.decoding import Refusal
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.sources import open_source
 from cedm_ray.errors import InputDataError
 

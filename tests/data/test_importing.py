@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from cedm_ray.config import digest
-from cedm_ray.data.decoding import ImagesConfig, Refusal
+from cedm_ray.data.decoding import Refusal
 from cedm_ray.data.image_set import open_image_set
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.importing import import_images
 from cedm_ray.data.sources import source_fingerprint
 from cedm_ray.errors import InputDataError, StorageError

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from cedm_ray.data import inspection
-from cedm_ray.data.decoding import ImagesConfig, Refusal
+from cedm_ray.data.decoding import Refusal
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.inspection import inspect_images
 from cedm_ray.errors import InputDataError, StorageError
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cedm_ray.data import limits
-from cedm_ray.data.decoding import ImagesConfig
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.limits import LIMITS, Limits, changed_limits
 from cedm_ray.data.sources import open_source
 from cedm_ray.errors import InputDataError

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from cedm_ray.data import decoding
-from cedm_ray.data.decoding import ImagesConfig, Refusal, decode_image
+from cedm_ray.data.decoding import Refusal, decode_image
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.png import check_png, read_plain_png
 
 

@@ -7,7 +7,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from cedm_ray.config import digest
-from cedm_ray.data.decoding import ImagesConfig, decode_entries
+from cedm_ray.data.decoding import decode_entries
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.sources import expand_pattern, open_source, source_fingerprint
 from cedm_ray.errors import ConfigurationError, InputDataError
 

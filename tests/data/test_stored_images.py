@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cedm_ray.data.decoding import ImagesConfig
 from cedm_ray.data.image_set import open_image_set
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.importing import import_images
 from cedm_ray.data.stored_images import content_digest, open_stored
 from cedm_ray.errors import InputDataError, SecurityError

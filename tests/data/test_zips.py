@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedm_ray.data.decoding import ImagesConfig
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.sources import open_source
 from cedm_ray.errors import InputDataError
 

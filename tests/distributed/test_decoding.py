@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cedm_ray.data.decoding import ImagesConfig, Refusal
+from cedm_ray.data.decoding import Refusal
 from cedm_ray.data.decoding_pool import decode_source
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.importing import import_images
 from cedm_ray.data.sources import open_source
 from cedm_ray.distributed import decoding

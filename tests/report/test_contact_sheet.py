@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cedm_ray.data.decoding import ImagesConfig
+from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.inspection import inspect_images
 from cedm_ray.report.contact_sheet import contact_sheet
 
