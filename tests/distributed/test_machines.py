@@ -1,6 +1,7 @@
-"""A search on a cluster of its own whose head is lost (fault 6)."""
+"""Several machines, all of them on this one, or one that is lost (fault 6)."""
 
 import contextlib
+import json
 import shutil
 import signal
 import socket
@@ -15,11 +16,47 @@ import pytest
 import yaml
 
 from cedm_ray import durable
+from cedm_ray.data.images_config import ImagesConfig
+from cedm_ray.data.importing import import_images
 from cedm_ray.search.study import Study
 
 ROOT = Path(__file__).parents[2]
 # Whatever happens here takes seconds on a quiet machine, and minutes where a process gets a fraction of a core.
 PATIENCE_S = 600.0
+
+IMPORT = """
+import json, sys
+from pathlib import Path
+
+import ray
+
+from cedm_ray.cli import cli
+from cedm_ray.distributed import decoding
+
+source, out, address, told = sys.argv[1:]
+decoding.LARGE_IMAGES, decoding.GROUP_IMAGES = 300, 16
+next_group, ask = decoding._Run._next, decoding._Run._ask
+answered = {}
+
+
+def next_of_all(run):
+    # Nobody is given images before every machine is there to take some: one alone could be done with all of them.
+    return None if run._opening else next_group(run)
+
+
+def ask_and_tell(run, call, actor):
+    decodes = call in run._calls
+    answer = ask(run, call, actor)
+    if decodes:
+        node = ray.get(actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()))
+        answered[node] = answered.get(node, 0) + len(answer[0])
+    return answer
+
+
+decoding._Run._next, decoding._Run._ask = next_of_all, ask_and_tell
+cli.main(["images", "import", source, "--size", "8", "--out", out, "--address", address], standalone_mode=False, obj={})
+Path(told).write_text(json.dumps(answered))
+"""
 
 SLOW = {"worker_register_timeout_seconds": 600, "agent_register_timeout_ms": 600_000}
 """Ray gives up a process that takes a minute to start, and starts another: on a busy machine that never ends."""
@@ -125,3 +162,29 @@ def test_a_lost_head_ends_the_command_with_75_and_the_same_command_goes_on(searc
         driver.communicate(timeout=PATIENCE_S)
     assert study.decisions()[: len(decided)] == decided
     assert study.failures() == {}
+
+
+def test_two_machines_decode_a_source_into_the_set_that_one_process_makes(images, tmp_path):
+    source = tmp_path / "files"
+    shutil.copytree(images, source)
+    (source / "a.gif").write_bytes(b"")
+    (source / "077b.png").write_bytes(b"<html>")
+    with machines(1) as cluster:
+        added = cluster.add_node(num_cpus=1, object_store_memory=80_000_000, **ports())
+        arguments = [str(source), str(tmp_path / "together"), cluster.address, str(tmp_path / "told.json")]
+        command = [sys.executable, "-c", IMPORT, *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S)
+        nodes = {cluster.head_node.node_id, added.node_id}
+    assert ended.returncode == 0, ended.stderr
+    assert "302 images are decoded on 2 machines" in ended.stderr
+    decoded = json.loads((tmp_path / "told.json").read_text())
+    assert decoded.keys() == nodes
+    # All but the one that was refused by its name; two groups lie with each machine before any is answered.
+    assert sum(decoded.values()) == 301
+    assert min(decoded.values()) >= 16
+    for _ in import_images(ImagesConfig(source=str(source), size=8), tmp_path / "alone", workers=0):
+        pass
+    for file in ("pixels.npy", "index.parquet"):
+        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "together" / file).read_bytes()
+    manifests = [durable.read_record(tmp_path / name / durable.MANIFEST) for name in ("alone", "together")]
+    assert manifests[0] == manifests[1]
