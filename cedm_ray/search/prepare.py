@@ -12,6 +12,7 @@ from cedm_ray.clustering.neighbors import nearest_neighbors
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.importing import Decode, ImportProgress, import_images
+from cedm_ray.data.same_images import same_images
 from cedm_ray.data.sources import source_fingerprint
 from cedm_ray.errors import InputDataError
 from cedm_ray.search.results import Notice, Progress, Show, shown
@@ -55,7 +56,10 @@ def _check_unchanged(images: ImageSet, config: ImagesConfig, study: Study, show:
     except InputDataError as error:
         show(Notice(text=f"the source is out of reach ({error}); the study goes on with its own copy of the images"))
         return
-    if images.fingerprint is not None and now != images.fingerprint:
+    if images.fingerprint is None or now == images.fingerprint:
+        return
+    show(Notice(text=f"the files of {config.source} are not dated as they were: their contents are compared"))
+    if not same_images(config, study.images):
         raise InputDataError(
             f"the images at {config.source} are not those that {study.path} was begun with",
             mend="put the old images back, or begin a new study with another --study",

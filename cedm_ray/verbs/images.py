@@ -292,6 +292,7 @@ def _check_same(config, folder: Path):
     from cedm_ray import durable
     from cedm_ray.data.image_set import MANIFEST, open_image_set
     from cedm_ray.data.images_config import ImagesConfig
+    from cedm_ray.data.same_images import same_images
     from cedm_ray.data.sources import source_fingerprint
 
     made = durable.read_record(folder / MANIFEST)
@@ -303,7 +304,7 @@ def _check_same(config, folder: Path):
     if changed:
         differences = ", ".join(f"images.{key} was {made['config'].get(key)} and is {now[key]} now" for key in changed)
         raise ConfigurationError(f"{folder.absolute()} holds a set made otherwise: {differences}", mend=mend)
-    if source_fingerprint(config) != made["fingerprint"]:
+    if source_fingerprint(config) != made["fingerprint"] and not same_images(config, folder):
         raise InputDataError(
             f"{folder.absolute()} was made of other images than {config.source} holds now (it was {made['source']})",
             mend=mend,

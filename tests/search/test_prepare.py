@@ -1,5 +1,6 @@
 """Images and neighbors are made once and then found; a changed source is noticed."""
 
+import os
 import shutil
 
 import numpy as np
@@ -55,6 +56,17 @@ def test_a_changed_source_is_refused(space, source, tmp_path, change):
     with pytest.raises(InputDataError, match=r"are not those that .* was begun with") as caught:
         prepare_images(study, space, lambda event: None)
     assert "--study" in caught.value.mend
+
+
+def test_a_source_of_the_same_images_at_other_times_is_the_same_source(space, source, tmp_path, monkeypatch):
+    study, shown = Study(tmp_path / "study"), []
+    images = prepare_images(study, space, shown.append)
+    shown.clear()
+    os.utime(min(source.iterdir()), ns=(5, 5))
+    monkeypatch.setattr(prepare_module, "import_images", None)
+    assert prepare_images(study, space, shown.append).digest == images.digest
+    (notice,) = shown
+    assert "contents are compared" in notice.text
 
 
 def test_a_source_that_is_gone_is_told_and_not_needed(space, source, tmp_path):
