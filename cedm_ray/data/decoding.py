@@ -64,7 +64,7 @@ _UPRIGHT = {
 
 
 class SourceImage(NamedTuple):
-    """One good image. Like all that exists once for each image it is a tuple: a frozen dataclass is made half as fast.
+    """One good image. A tuple, because there are many: a frozen dataclass takes three times as long to make.
 
     name: relative POSIX path or member name. pixels: uint8 [3, S, S]. width, height: as stored, before rotation and
     crop. mode: Pillow's name of the stored color mode ("RGB", "P", "I;16", ...). sha256: hex, of the file's content, or

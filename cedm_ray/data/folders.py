@@ -75,7 +75,7 @@ def list_folder(
     listed_so_far: is told how many images were found, now and then. Raises OSError where the folder cannot be read,
     InputDataError where it holds no image, too many files, or a dataset.json that breaks a rule.
     """
-    # Not a tuple for each file, which for a million of them would be what takes the most memory of an import.
+    # Not a tuple for each file, which takes half as much memory again.
     paths: list[str] = []
     sizes_bytes, times_ns = array.array("q"), array.array("q")
     refused: list[Refusal] = []
