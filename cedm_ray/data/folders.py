@@ -23,6 +23,10 @@ from cedm_ray.data.files import read_file
 from cedm_ray.data.limits import LIMITS, RAISE, Limits, too_many
 from cedm_ray.errors import InputDataError
 
+# The name by which it is sorted, the path below the root, size in bytes or _FOLDER, time in nanoseconds.
+_Found = tuple[str, str, int, int]
+_FOLDER = -1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FolderSource(Listed):
@@ -31,7 +35,7 @@ class FolderSource(Listed):
 
     name: str
     location: str
-    files: tuple[str, ...]
+    files: Sequence[str]
     sizes_bytes: np.ndarray
     times_ns: np.ndarray
     refused: tuple[Refusal, ...]
@@ -75,67 +79,103 @@ def list_folder(
     listed_so_far: is told how many images were found, now and then. Raises OSError where the folder cannot be read,
     InputDataError where it holds no image, too many files, or a dataset.json that breaks a rule.
     """
-    # Not a tuple for each file, which takes half as much memory again.
-    paths: list[str] = []
-    sizes_bytes, times_ns = array.array("q"), array.array("q")
-    refused: list[Refusal] = []
-    extensions: collections.Counter = collections.Counter()
-    pending, num_found = [""], 0
-    while pending:
-        folder = pending.pop()
-        try:
-            with os.scandir(root / folder) as scan:
-                entries = list(scan)
-        except OSError as error:
-            if not folder:
-                raise
-            refused.append(Refusal(name=_utf8(folder), reason=f"cannot list the folder: {error.strerror}"))
+    listing = _Listing(root, limits, listed_so_far)
+    files, sizes_bytes, times_ns = _Paths(), array.array("q"), array.array("q")
+    # The next one last. Only of folders that are open at the moment every file is held here.
+    ahead: list[_Found] = [("", "", _FOLDER, 0)]
+    while ahead:
+        _, path, size_bytes, time_ns = ahead.pop()
+        if size_bytes == _FOLDER:
+            ahead += sorted(listing.look_into(path), reverse=True)
             continue
-        num_found += len(entries)
-        if num_found > limits.max_files:
-            raise InputDataError(f"cannot use {printable(str(root))}: {too_many(limits)}", mend=RAISE)
-        above = f"{folder}/" if folder else ""
-        for entry in entries:
-            if is_hidden(entry.name):
-                continue
-            path = above + entry.name
-            regular = entry.is_file(follow_symlinks=False)
-            if not regular and entry.is_dir(follow_symlinks=False):
-                pending.append(path)
-                continue
-            name = _utf8(path)
-            if not regular and entry.is_symlink() and os.path.isdir(root / path):
-                refused.append(Refusal(name=name, reason="a symbolic link to a folder, which is not followed"))
-            elif (reason := sort_out(name, extensions)) is None:
-                if regular:
-                    status = entry.stat(follow_symlinks=False)
-                    paths.append(path)
-                    sizes_bytes.append(status.st_size)
-                    times_ns.append(status.st_mtime_ns)
-                    if len(paths) % 1_000 == 0:
-                        listed_so_far(len(paths))
-                else:
-                    what = "a symbolic link, which is not followed" if entry.is_symlink() else "not a regular file"
-                    refused.append(Refusal(name=name, reason=what))
-            elif reason:
-                refused.append(Refusal(name=name, reason=reason))
-    refused.sort(key=lambda refusal: refusal.name)
-    check_not_empty(root, len(paths), refused, extensions)
-    # By name, and where two names are the same text, by what the system calls them.
-    order = sorted(range(len(paths)), key=paths.__getitem__)
-    if not all(map(str.isascii, paths)):
-        order.sort(key=lambda position: _utf8(paths[position]))
-    files = tuple(map(paths.__getitem__, order))
+        files.append(path)
+        sizes_bytes.append(size_bytes)
+        times_ns.append(time_ns)
+    refused = sorted(listing.refused, key=lambda refusal: refusal.name)
+    check_not_empty(root, len(files), refused, listing.extensions)
     return FolderSource(
         name=root.resolve().name or "images",
         location=str(root),
         files=files,
-        sizes_bytes=np.frombuffer(sizes_bytes, np.int64)[order],
-        times_ns=np.frombuffer(times_ns, np.int64)[order],
+        sizes_bytes=np.frombuffer(sizes_bytes, np.int64),
+        times_ns=np.frombuffer(times_ns, np.int64),
         refused=tuple(refused),
         labels=_labels(root, files, refused, limits),
         limits=limits,
     )
+
+
+class _Listing:
+    """What is counted while folders are looked into."""
+
+    def __init__(self, root: Path, limits: Limits, listed_so_far: Callable[[int], None]) -> None:
+        self._root, self._limits, self._listed_so_far = root, limits, listed_so_far
+        self._num_found = self._num_images = 0
+        self.refused: list[Refusal] = []
+        self.extensions: collections.Counter = collections.Counter()
+
+    def look_into(self, folder: str) -> list[_Found]:
+        """The image files and the folders of one folder, "" for the first of them; nothing where it cannot be read.
+
+        A folder counts as named with the slash that follows it: so all that is below it has its place among the others.
+        """
+        above = f"{folder}/" if folder else ""
+        found: list[_Found] = []
+        try:
+            with os.scandir(self._root / folder) as scan:
+                for entry in scan:
+                    self._num_found += 1
+                    if self._num_found > self._limits.max_files:
+                        where = printable(str(self._root))
+                        raise InputDataError(f"cannot use {where}: {too_many(self._limits)}", mend=RAISE)
+                    if not is_hidden(entry.name):
+                        self._look_at(entry, above + entry.name, found)
+        except OSError as error:
+            if not folder:
+                raise
+            self.refused.append(Refusal(name=_utf8(folder), reason=f"cannot list the folder: {error.strerror}"))
+            return []
+        return found
+
+    def _look_at(self, entry: os.DirEntry, path: str, found: list[_Found]) -> None:
+        name = _utf8(path)
+        if entry.is_file(follow_symlinks=False):
+            reason = sort_out(name, self.extensions)
+            if reason is None:
+                status = entry.stat(follow_symlinks=False)
+                found.append((name, path, status.st_size, status.st_mtime_ns))
+                self._num_images += 1
+                if self._num_images % 1_000 == 0:
+                    self._listed_so_far(self._num_images)
+        elif entry.is_dir(follow_symlinks=False):
+            found.append((f"{name}/", path, _FOLDER, 0))
+            return
+        elif entry.is_symlink() and os.path.isdir(self._root / path):
+            reason = "a symbolic link to a folder, which is not followed"
+        elif (reason := sort_out(name, self.extensions)) is None:
+            reason = "a symbolic link, which is not followed" if entry.is_symlink() else "not a regular file"
+        if reason:
+            self.refused.append(Refusal(name=name, reason=reason))
+
+
+class _Paths(Sequence):
+    """Paths one after another in one piece of memory: as strings they would take three times as much."""
+
+    def __init__(self) -> None:
+        self._text, self._ends = bytearray(), array.array("q", [0])
+
+    def append(self, path: str) -> None:
+        self._text += path.encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._text))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, position: int) -> str:
+        if position < 0:
+            raise IndexError(position)
+        end = self._ends[position + 1]
+        return self._text[self._ends[position] : end].decode("utf-8", "surrogateescape")
 
 
 def _labels(root: Path, files: Sequence[str], refused: Sequence[Refusal], limits: Limits) -> np.ndarray | None:

@@ -1,7 +1,9 @@
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cedm_ray.data import folders
@@ -13,6 +15,38 @@ from cedm_ray.errors import InputDataError
 
 def test_a_folder_is_read_recursively_in_the_order_of_relative_posix_paths(folder, read):
     assert read(folder) == (["a-b.png", "a/b/c.jpg", "a/z.PNG", "b.png"], {})
+
+
+def test_folders_and_files_have_the_order_of_their_whole_names(tmp_path, png):
+    """Also where a folder's name begins as that of a file, with characters before and after the slash."""
+    rng = np.random.default_rng(0)
+    pieces = ["a", "a.b", "a b", "a-", "a0", "aa", "A", "é", "漢", "z!"]
+    for _ in range(200):
+        below = tmp_path.joinpath(*rng.choice(pieces, rng.integers(0, 4)))
+        below.mkdir(parents=True, exist_ok=True)
+        (below / f"{rng.choice(pieces)}.png").write_bytes(png())
+    names = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")]
+    source = open_source(tmp_path)
+    assert list(source.files) == sorted(names)
+    assert [item.name for item in source] == sorted(names)
+    assert len(names) > 100
+    for position in (-1, len(names)):
+        with pytest.raises(IndexError):
+            source.files[position]
+
+
+def test_the_list_of_a_folder_takes_little_memory(tmp_path):
+    for row in range(2_000):
+        (tmp_path / f"{row:06d}-of-a-large-data-set.png").touch()
+    # What is imported for it comes first.
+    open_source(tmp_path)
+    tracemalloc.start()
+    source = open_source(tmp_path)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    # The name, where it ends, size and time: 54 bytes. With a string for each name they are over 100.
+    assert len(source) == 2_000
+    assert kept / 2_000 < 80
 
 
 def test_images_of_other_formats_are_refused_unopened_by_name(folder, read):
