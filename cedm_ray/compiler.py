@@ -5,6 +5,13 @@ import warnings
 from collections.abc import Iterator
 
 
+def reason(error: Exception) -> str:
+    """Why compiling failed, in a line: messages of compilers go on for pages."""
+    # What torch raises itself says in its first line only which compiler it was.
+    error = getattr(error, "inner_exception", error)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextlib.contextmanager
 def compiling(variants: int) -> Iterator[None]:
     """What is run for the first time inside the block is compiled so.

@@ -2,10 +2,12 @@
 
 import warnings
 
+import pytest
+import torch
 from torch._dynamo import config as dynamo
 from torch._inductor import config as inductor
 
-from cedm_ray.compiler import compiling
+from cedm_ray.compiler import compiling, reason
 
 
 def test_no_block_size_is_tried_and_nothing_is_said_inside_the_block_alone():
@@ -21,3 +23,13 @@ def test_the_limit_of_variants_is_raised_and_never_lowered():
     for variants in (high, 1):
         with compiling(variants):
             assert dynamo.recompile_limit == high
+
+
+def test_the_reason_is_the_compilers_own():
+    def fails(*_):
+        raise RuntimeError("\nthere is no C++ compiler\nand much more")
+
+    with pytest.raises(Exception, match="C\\+\\+") as caught:
+        torch.compile(lambda x: x + 1, backend=fails)(torch.ones(2))
+    assert reason(caught.value) == "there is no C++ compiler"
+    assert reason(ValueError()) == "ValueError"

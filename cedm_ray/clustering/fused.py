@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from cedm_ray.clustering.heads import NORM_EPS, Heads
 from cedm_ray.clustering.objective import negative_log, updated_marginal
 from cedm_ray.clustering.recipe import TemiConfig
-from cedm_ray.compiler import compiling
+from cedm_ray.compiler import compiling, reason
 
 Parameters = dict[str, torch.Tensor]
 
@@ -51,7 +51,10 @@ class _State:
 
 
 class FusedTraining:
-    """As `TemiTraining`, for all heads at once; compiled, or where that fails, the same without."""
+    """As `TemiTraining`, for all heads at once; compiled, or where that fails, the same without.
+
+    note: why it computes without a compiler, None where it does not.
+    """
 
     def __init__(self, student: Heads, config: TemiConfig) -> None:
         self.config = config
@@ -73,6 +76,7 @@ class FusedTraining:
         self._trained, self._counts = [True, True], [0, 0]
         self._step: Callable[..., torch.Tensor] = torch.compile(fused_step, backend=BACKEND, dynamic=False)
         self._tried = False
+        self.note: str | None = None
 
     def set_last_layer_trained(self, trained: bool) -> None:
         """Whether steps train the last layer. Only a layer that was never trained can be left alone, decay included."""
@@ -107,8 +111,9 @@ class FusedTraining:
         except torch.OutOfMemoryError:
             # The step may have run in part, and without a compiler it would take more memory still.
             raise
-        except Exception:
+        except Exception as error:
             # Whatever a compiler may raise, it raises before anything has run.
+            self.note = f"TEMI goes on without torch.compile, more slowly, since that failed: {reason(error)}"
             torch._dynamo.reset()
             self._step = fused_step
             return fused_step(*inputs)

@@ -26,6 +26,7 @@ class TemiProgress:
     epoch: epochs done, from 1 to `epochs`. loss: Eq. 1 averaged over heads and steps of this epoch. learning_rate:
     that of its last step. num_used: C^u if the fit ended here, by the head that is best so far. marginal_entropy: in
     nats, of that head's teacher's marginal after the epoch: log C where all clusters are used alike, 0 where one is.
+    note: what the user should know, after the first epoch alone: that compiling failed, and why; None for nothing.
     """
 
     epoch: int
@@ -34,6 +35,7 @@ class TemiProgress:
     learning_rate: float
     num_used: int
     marginal_entropy: float
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,6 +102,7 @@ def fit_temi(
             learning_rate=rate,
             num_used=int(np.count_nonzero(np.bincount(labels, minlength=num_clusters))),
             marginal_entropy=torch.special.entr(training.marginal[best].double()).sum().item(),
+            note=training.note if epoch == 0 else None,
         )
     state = training.teacher.state_dict()
     parameters = {name: tensor[best : best + 1].cpu().numpy().copy() for name, tensor in state.items()}

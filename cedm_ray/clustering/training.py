@@ -38,6 +38,8 @@ def new_training(
 class TemiTraining:
     """Student, teacher, marginal and optimizers of one fit, for steps of `batch` pairs."""
 
+    note: str | None = None
+
     def __init__(self, student: Heads, config: TemiConfig, plan: WorkPlan, *, batch: int) -> None:
         num_clusters = student.gain.shape[1]
         self.config, self.plan = config, plan

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from cedm_ray.compiler import compiling
+from cedm_ray.compiler import compiling, reason
 from cedm_ray.diffusion.batches import Batch
 from cedm_ray.diffusion.edm import Denoiser, edm_loss
 from cedm_ray.diffusion.unet import UNet
@@ -82,7 +82,7 @@ def _attempt(parts: list[nn.Module], run: Callable[[], object]) -> str | None:
         for part in parts:
             part._compiled_call_impl = None
         torch._dynamo.reset()
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return reason(error)
     return None
 
 

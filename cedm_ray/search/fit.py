@@ -15,9 +15,10 @@ from cedm_ray.clustering.assignment import ClusterAssignment
 from cedm_ray.clustering.kmeans import KMeansProgress, fit_kmeans
 from cedm_ray.clustering.pairs import TemiData, load_temi_data
 from cedm_ray.clustering.recipe import TemiConfig
-from cedm_ray.clustering.temi import TemiProgress, fit_temi
+from cedm_ray.clustering.temi import TemiFit, TemiProgress, fit_temi
 from cedm_ray.features.store import open_features
 from cedm_ray.search.goals import FitTask
+from cedm_ray.search.results import Notice
 from cedm_ray.search.settings import EXTRACTOR, KMEANS, METHOD
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
@@ -25,12 +26,17 @@ from cedm_ray.search.study import FitRecord, Study
 _Found = tuple[ClusterAssignment, float, dict[str, np.ndarray]]
 """What a fit found: the assignment, the loss that chose it, and its tensors but the labels."""
 
+# What fits of this process had to say: it would be the same of the next C.
+_said: set[str] = set()
 # The data of this process's last fit and what they are: the next C of a study is fitted to the same ones.
 _last: tuple[tuple, TemiData] | None = None
 
 
-def run_fit(study: Study, space: SearchSpace, task: FitTask, *, device: str) -> Iterator[TemiProgress | KMeansProgress]:
-    """Fit, and write tensors and record. A fit that is already recorded yields nothing.
+def run_fit(
+    study: Study, space: SearchSpace, task: FitTask, *, device: str
+) -> Iterator[TemiProgress | KMeansProgress | Notice]:
+    """Fit, and write tensors and record. A fit that is already recorded yields nothing; what its progress has to note
+    is a Notice, once in a process.
 
     space: of the task, with its changes in it.
 
@@ -61,14 +67,27 @@ def run_fit(study: Study, space: SearchSpace, task: FitTask, *, device: str) -> 
 
 def _temi(
     study: Study, space: SearchSpace, task: FitTask, features_key: str, neighbors: np.ndarray, device: str
-) -> Generator[TemiProgress, None, _Found]:
+) -> Generator[TemiProgress | Notice, None, _Found]:
     # Fewer than asked for where there are few images, of which the user was told when they were found.
     changes = {"num_neighbors": neighbors.shape[1]} | ({"gamma": 1.0} if task.lower else {})
     config = space.clustering.model_copy(update=changes)
     data = _temi_data(study, features_key, neighbors, config, device)
-    fit = yield from fit_temi(data, task.num_clusters, config, seed=space.seed + task.repeat)
+    fit = yield from _noticed(fit_temi(data, task.num_clusters, config, seed=space.seed + task.repeat))
     head = {f"head.{name}": array for name, array in fit.head.items()}
     return fit.assignment, float(fit.head_losses[fit.best_head]), {"head_losses": fit.head_losses, **head}
+
+
+def _noticed(steps: Generator[TemiProgress, None, TemiFit]) -> Generator[TemiProgress | Notice, None, TemiFit]:
+    """The same, after each note what it says as a Notice."""
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield progress
+        if progress.note is not None and progress.note not in _said:
+            _said.add(progress.note)
+            yield Notice(text=progress.note)
 
 
 def _kmeans(

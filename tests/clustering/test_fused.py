@@ -110,6 +110,8 @@ def test_where_compiling_fails_the_steps_are_the_same(monkeypatch):
     monkeypatch.setattr(fused, "BACKEND", fails)
     losses, training = trained(config, steps=4)
     assert training._step is fused.fused_step
+    assert "without torch.compile" in training.note
+    assert "no compiler here" in training.note
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -123,6 +125,13 @@ def test_a_first_step_that_runs_out_of_memory_is_not_repeated(monkeypatch):
     monkeypatch.setattr(fused, "fused_step", None)
     with pytest.raises(torch.OutOfMemoryError, match="none is left"):
         training.step(torch.ones(2 * PAIRS, IN_FEATURES), 0.01)
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_where_compiling_works_there_is_nothing_to_note():
+    _, training = trained(CONFIG.model_copy(update={"compile": True}), steps=1)
+    assert training._step is not fused.fused_step
+    assert training.note is None
 
 
 @pytest.mark.usefixtures("quick_compiler")

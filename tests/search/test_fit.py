@@ -1,5 +1,7 @@
 """One TEMI fit of a study, from features to record."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from cedm_ray import durable
+from cedm_ray.clustering import fused
 from cedm_ray.clustering.heads import Heads
 from cedm_ray.clustering.kmeans import KMeansProgress
 from cedm_ray.clustering.pairs import load_temi_data
@@ -19,6 +22,7 @@ from cedm_ray.search.clusterings import features_shape
 from cedm_ray.search.confidence import open_confidence
 from cedm_ray.search.fit import run_fit
 from cedm_ray.search.goals import FitTask
+from cedm_ray.search.results import Notice
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import FitRecord, Study
 
@@ -172,3 +176,34 @@ def test_a_trial_may_ask_for_the_features_of_another_extractor(fresh, tiny_space
     assert confidence.probabilities(images.pixels).argmax(axis=1).tolist() == tensors["labels"].tolist()
     assert features_shape(fresh, other) == (300, 4)
     assert features_shape(fresh) == (300, 16)
+
+
+def test_features_are_those_of_the_page_cache_and_not_a_copy(fresh, tiny_space, monkeypatch):
+    monkeypatch.setattr(room, "_last", None)
+    plain = tiny_space.model_dump(mode="json")
+    space = SearchSpace.model_validate({**plain, "clustering": {**plain["clustering"], "feature_norm": "none"}})
+    list(run_fit(fresh, space, TASK, device="cpu"))
+    rows = room._last[1].rows
+    # What the kernel says of the memory that the steps read: a file, whose pages all processes of a machine share.
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    bounds = [([int(end, 16) for end in place.split("-")], rest) for place, *rest in maps]
+    mapping = [rest for (start, end), rest in bounds if start <= rows.data_ptr() < end]
+    assert [rest[-1].startswith(str(fresh.path / "features")) for rest in mapping] == [True]
+    assert "w" not in mapping[0][0]
+
+
+def test_what_a_fit_has_to_note_is_told_once_in_a_process(fresh, tiny_space, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no compiler here")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(fused, "BACKEND", fails)
+    monkeypatch.setattr(room, "_said", set())
+    plain = tiny_space.model_dump(mode="json")
+    space = SearchSpace.model_validate({**plain, "clustering": {**plain["clustering"], "compile": True}})
+    told = []
+    for num_clusters in (6, 7):
+        events = run_fit(fresh, space, FitTask(num_clusters=num_clusters, repeat=0), device="cpu")
+        told += [event for event in events if isinstance(event, Notice)]
+    assert [notice.text for notice in told] == [told[0].text]
+    assert "no compiler here" in told[0].text
