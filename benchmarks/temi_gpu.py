@@ -1,15 +1,22 @@
 """TEMI at the paper's settings on one GPU against a plain loop on the same GPU: `python benchmarks/temi_gpu.py`.
 
-50,000 images, D = 768, the `paper` preset, C = 400, wall time. First the loop of temi_loop.py makes some hundred steps,
-from which its time for a whole fit is extrapolated (19,400 steps; pairs come from the device, so it pays for no
-loader). Then ours makes a whole fit, `fit_temi` as it is, at each precision asked for. Then the eight fits of a bound
-search run side by side in this process on one copy of the features, one epoch of each in turn. `ratio` is the loop's
-extrapolated time over ours at the first precision; the goals are 20, and 45 seconds a fit and 240 for the eight.
-Needs torch, numpy, pydantic and PyYAML, about 8 GiB of the device, and at most 9 minutes (`--limit`): a fit that time
-does not allow is stopped early, its time for all epochs is extrapolated, and `epochs_done` says so. The precision of
-the first fit is bfloat16, whose loss is in float32.
+50,000 images, D = 768, the `paper` preset, C = 400, wall time, each measured alone and printed as soon as it is known,
+so that a command that is cut short loses nothing of it:
 
-`--small` is the same on a CPU with a hundredth of everything, to see that it runs.
+1. the loop of temi_loop.py makes some hundred steps, from which its time for a whole fit is extrapolated (19,400 steps;
+   pairs come from the device, so it pays for no loader);
+2. what compiling our step takes, and then a whole fit by `fit_temi` as it is, at the first precision;
+3. what compiling takes for each other C of a bound search of eight fits, and then those fits side by side in this
+   process on one copy of the features, one epoch of each in turn;
+4. the second again at each further precision.
+
+`ratio` is the loop's extrapolated time over that of our fit at the first precision, compiling left out; the goals are
+20, 45 seconds a fit, and 240 for the eight with all that they compile. `predicted_gib` is what `peak_bytes` said
+before, `peak_gib` what the device's allocator reached. Needs torch, numpy, pydantic and PyYAML, about 8 GiB of the
+device, and at most 9 minutes (`--limit`): a fit that time does not allow is stopped early, its time for all epochs is
+extrapolated, and `epochs_done` says so. The first precision is bfloat16, whose loss is in float32.
+
+`--small` is the same on a CPU with a hundredth of everything, to see that it runs; with `--compile` too.
 """
 
 import argparse
@@ -27,11 +34,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features import clustered_features
 from temi_loop import Loop
 
+from cedm_ray.clustering.fused import FusedTraining
 from cedm_ray.clustering.neighbors import nearest_neighbors
 from cedm_ray.clustering.pairs import draw_pairs, load_temi_data
-from cedm_ray.clustering.plan import peak_bytes
+from cedm_ray.clustering.plan import data_bytes, peak_bytes
 from cedm_ray.clustering.recipe import TemiConfig
 from cedm_ray.clustering.temi import fit_temi
+from cedm_ray.clustering.training import new_training
 
 BOUND_SEARCH = (50, 100, 200, 400, 800, 500, 600, 700)
 SMALL = {"num_heads": 4, "hidden": 32, "bottleneck": 16, "batch_size": 64, "epochs": 2, "num_neighbors": 10}
@@ -58,6 +67,24 @@ def seconds_a_step_of_the_loop(data, num_clusters, config, steps):
     return float(np.median(taken[10:]))
 
 
+def seconds_of_compiling(data, num_clusters, config):
+    """By how much the first step is longer than the second, 0 where nothing is compiled. Whatever fits this C next in
+    this process has its step compiled already."""
+    training = new_training(
+        data.rows.shape[1], num_clusters, config, batch=config.batch_size, seed=0, device=data.device
+    )
+    if not isinstance(training, FusedTraining):
+        return 0.0
+    rows, taken = data.rows[: 2 * config.batch_size], []
+    for _ in range(2):
+        start = now(data.device)
+        training.step(rows, 1e-4)
+        taken.append(now(data.device) - start)
+    if training.note is not None:
+        say(training.note)
+    return taken[0] - taken[1]
+
+
 def whole_fit(data, num_clusters, config, until):
     """(seconds, epochs done, clusters in use, loss) of one fit, which ends early where the time is up."""
     start = now(data.device)
@@ -69,19 +96,62 @@ def whole_fit(data, num_clusters, config, until):
 
 
 def side_by_side(data, config, clusters, epochs, until):
-    """(seconds of the first epochs, compiling included; seconds of the others; epochs done of each) of several fits
-    that take turns."""
+    """(seconds, epochs done of each) of several fits that take turns."""
     start = now(data.device)
     fits = [fit_temi(data, num_clusters, config, seed=0) for num_clusters in clusters]
-    for fit in fits:
-        next(fit)
-    begun = now(data.device)
-    done = 1
-    while done < epochs and time.perf_counter() < until:
+    for done in range(1, epochs + 1):
         for fit in fits:
             next(fit)
-        done += 1
-    return begun - start, now(data.device) - begun, done
+        if done % max(1, epochs // 10) == 0:
+            say(f"eight fits: {done} of {epochs} epochs after {now(data.device) - start:.1f} s")
+        if time.perf_counter() > until:
+            break
+    return now(data.device) - start, done
+
+
+def say(text):
+    """At once: what is still in a buffer when the time is up is lost."""
+    print(text, flush=True)
+
+
+def from_here(device):
+    """The peak of the device's memory is counted from here on."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def memory(device, predicted):
+    """Predicted and, on a GPU, reached since `from_here`."""
+    measured = {"peak_gib": gib(torch.cuda.max_memory_allocated())} if device.type == "cuda" else {}
+    return {"predicted_gib": gib(predicted), **measured}
+
+
+def gib(size):
+    return round(size / 2**30, 3)
+
+
+def eight_fits(data, config, clusters, epochs, until):
+    """What is reported of the fits of a bound search. epochs: None for all."""
+    epochs, (num_images, width) = min(epochs or config.epochs, config.epochs), data.rows.shape
+    from_here(data.device)
+    compile_s = []
+    for num_clusters in clusters:
+        compile_s.append(seconds_of_compiling(data, num_clusters, config))
+        say(f"eight fits: the step of C = {num_clusters} compiled in {compile_s[-1]:.1f} s")
+    seconds, done = side_by_side(data, config, clusters, epochs, until - 30)
+    all_epochs_s = seconds * config.epochs / done
+    each = [peak_bytes(num_images, width, c, config, device_type=data.device.type) for c in clusters]
+    return {
+        "clusters": clusters,
+        "seconds": round(seconds, 1),
+        "epochs_done": done,
+        "all_epochs_s": round(all_epochs_s, 1),
+        "compile_s": [round(one, 1) for one in compile_s],
+        "with_compiling_s": round(all_epochs_s + sum(compile_s), 1),
+        # One copy of the data, and each fit at its peak, which they do not reach all at once.
+        **memory(data.device, sum(each) - (len(each) - 1) * data_bytes(num_images, width, config)),
+    }
 
 
 def main():
@@ -89,7 +159,11 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--clusters", type=int, default=400, help="C")
     parser.add_argument("--precision", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--no-compile", action="store_true", help="our step without torch.compile")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="whether our step is compiled; default: as fit_temi chooses, which is on a GPU",
+    )
     parser.add_argument("--search-epochs", type=int, help="of the eight fits; the rest is extrapolated; default: all")
     parser.add_argument("--loop-steps", type=int, default=200)
     parser.add_argument("--limit", type=float, default=530, help="seconds that all of it may take")
@@ -103,9 +177,7 @@ def main():
     loop_steps = 5 if arguments.small else arguments.loop_steps
     base = TemiConfig(**SMALL) if arguments.small else TemiConfig(preset="paper")
     configs = {
-        name: TemiConfig.model_validate(
-            {**base.model_dump(), "precision": name, "compile": False if arguments.no_compile else None}
-        )
+        name: TemiConfig.model_validate({**base.model_dump(), "precision": name, "compile": arguments.compile})
         for name in arguments.precision
     }
     steps = num_images // base.batch_size * base.epochs
@@ -117,39 +189,28 @@ def main():
     data = load_temi_data(features, neighbors, base, device=device)
     step_s = seconds_a_step_of_the_loop(data, num_clusters, base, loop_steps)
     report |= {"loop_step_s": step_s, "loop_fit_s_extrapolated": round(step_s * steps, 1), "loop_steps": loop_steps}
-    print(f"loop: {step_s * 1e3:.1f} ms a step, {step_s * steps:.0f} s for {steps:,} steps (extrapolated)")
+    say(f"loop: {step_s * 1e3:.1f} ms a step, {step_s * steps:.0f} s for {steps:,} steps (extrapolated)")
     report["fits"] = {}
     for name, config in configs.items():
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        from_here(device)
+        compile_s = seconds_of_compiling(data, num_clusters, config)
+        say(f"{name}: the step of C = {num_clusters} compiled in {compile_s:.1f} s")
         seconds, epochs, num_used, loss = whole_fit(data, num_clusters, config, until - 30)
         fit_s = seconds * config.epochs / epochs
         report["fits"][name] = {
             "fit_s": round(fit_s, 2),
+            "compile_s": round(compile_s, 2),
             "epochs_done": epochs,
             "ratio": round(step_s * steps / fit_s, 2),
             "num_used": num_used,
             "loss": loss,
-            "predicted_gib": round(
-                peak_bytes(num_images, width, num_clusters, config, device_type=device.type) / 2**30, 3
-            ),
+            **memory(device, peak_bytes(num_images, width, num_clusters, config, device_type=device.type)),
         }
-        if device.type == "cuda":
-            report["fits"][name]["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-        print(f"{name}: {report['fits'][name]}")
+        say(f"{name}: {json.dumps(report['fits'][name])}")
         if name == arguments.precision[0]:
             report["ratio"] = report["fits"][name]["ratio"]
-            epochs = min(arguments.search_epochs or config.epochs, config.epochs)
-            first, others, epochs = side_by_side(data, config, search, epochs, until - 60)
-            report["eight_fits"] = {
-                "clusters": search,
-                "first_epochs_s": round(first, 1),
-                "other_epochs_s": round(others, 1),
-                "epochs_done": epochs,
-                "all_epochs_s": round(first + others * (config.epochs - 1) / (epochs - 1), 1) if epochs > 1 else None,
-            }
-            print(f"eight fits side by side: {report['eight_fits']}")
+            report["eight_fits"] = eight_fits(data, config, search, arguments.search_epochs, until)
+            say(f"eight fits side by side: {json.dumps(report['eight_fits'])}")
     report["seconds"] = round(time.perf_counter() - started, 1)
     report["machine"] = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     report["torch"] = torch.__version__

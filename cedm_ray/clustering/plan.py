@@ -72,12 +72,17 @@ def peak_bytes(num_images: int, in_features: int, num_clusters: int, config: Tem
     Process memory on a CPU, device memory on a GPU. Raises ValueError as `plan_work`.
     """
     plan = plan_work(min(config.batch_size, num_images), in_features, num_clusters, config, device_type=device_type)
-    # Features, neighbors (int32), and the order and pairs of an epoch (int64).
-    data = num_images * (_FLOAT * in_features + 4 * config.num_neighbors + 8 * 5)
+    # The order and pairs of an epoch (int64).
+    data = data_bytes(num_images, in_features, config) + num_images * 8 * 5
     # Student, teacher and AdamW's two moments.
     state = 4 * _FLOAT * config.num_heads * _head_size(in_features, num_clusters, config)
     assignment = assignment_rows(num_clusters) * (2 * config.hidden + 2 * config.bottleneck + num_clusters) * _FLOAT
     return data + state + plan.work_bytes + assignment
+
+
+def data_bytes(num_images: int, in_features: int, config: TemiConfig) -> int:
+    """Of the features and neighbors (int32) on a device, which any number of fits of one process share."""
+    return num_images * (_FLOAT * in_features + 4 * config.num_neighbors)
 
 
 def assignment_rows(num_clusters: int) -> int:
