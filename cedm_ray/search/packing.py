@@ -4,6 +4,12 @@ A TEMI fit's memory is predicted from its shapes before it starts. It grows with
 different shares; they are rounded up to a few sizes, since Ray gives a process to the next task only if that asks for
 the same.
 
+Of the features, which are most of it for small C, that prediction counts a copy for every process. On a GPU each fit
+has one: Ray gives every fit that runs a process of its own, and processes do not share a device's memory, nor its
+context. Only fits of one process do (`fit_temi` with one `TemiData`, and the fits that follow each other in a process).
+On a CPU the processes of a machine map the same file, whose pages are there once, unless `feature_norm` has each make
+rows of its own; together they then take less than was counted.
+
 Ray counts a cluster's resources machine by machine, and a GPU's shares GPU by GPU; so does this file, since otherwise a
 task would be handed out that finds no place and waits without a word. Where a task goes is decided here and not left to
 Ray, which spreads shares of a GPU over the machines until no whole trial fits on any.
