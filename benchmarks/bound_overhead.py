@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from cedm_ray.search.study import Study
 
@@ -63,6 +62,9 @@ def main() -> None:
     if arguments.plain_loop:
         plain_loop(*arguments.plain_loop)
         return
+    # Not above: the loop's process would import it too, for nothing.
+    from sklearn.datasets import load_digits
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         space = folder / "space.yaml"

@@ -26,7 +26,8 @@ from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.importing import Decode
 from cedm_ray.data.sources import open_source
 from cedm_ray.data.tars import TarSource
-from cedm_ray.distributed.session import cluster_nodes, ray_cluster
+from cedm_ray.distributed.inventory import cluster_nodes
+from cedm_ray.distributed.session import ray_cluster
 from cedm_ray.errors import CedmError, InputDataError, TryAgainError
 from cedm_ray.search.packing import Node
 from cedm_ray.search.results import Notice, Show

@@ -8,7 +8,8 @@ import numpy as np
 import ray
 
 from cedm_ray.data.image_set import ImageSet, open_image_set
-from cedm_ray.distributed.session import cluster_nodes, get
+from cedm_ray.distributed.inventory import cluster_nodes
+from cedm_ray.distributed.session import get
 from cedm_ray.distributed.tasks import choose_device, located
 from cedm_ray.features.extractors import Extractor, FeaturesConfig, open_extractor
 from cedm_ray.features.store import SHARD_ROWS, extract_shard, feature_key, merge_shards, num_shards, shard_fault

@@ -4,13 +4,11 @@ Everything is done where it is not on record yet, so the same call resumes whate
 """
 
 import contextlib
-import importlib
 import io
 import logging
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,10 +17,12 @@ import ray
 
 from cedm_ray import durable
 from cedm_ray.data.image_set import ImageSet, open_image_set
+from cedm_ray.distributed.ahead import import_meanwhile
 from cedm_ray.distributed.decoding import cluster_decode
 from cedm_ray.distributed.features import prepare_features
 from cedm_ray.distributed.head import head_watched
-from cedm_ray.distributed.session import cluster_nodes, cluster_resources, get, gpu_bytes, ray_cluster
+from cedm_ray.distributed.inventory import cluster_nodes, cluster_resources, gpu_bytes
+from cedm_ray.distributed.session import get, ray_cluster
 from cedm_ray.distributed.shares import cluster_runner
 from cedm_ray.distributed.spares import Spares
 from cedm_ray.distributed.tasks import choose_device, is_nested, located
@@ -60,14 +60,17 @@ def run_study(
     show: Show,
     labels: str | None = None,
     like: Study | None = None,
+    spares: Spares | None = None,
+    next_imports: Sequence[str] = (),
 ) -> ImageSet:
     """Bring the study to the goal, and at the end of a search keep the best model, and measure it where finals.evaluate
     says so. Returns the image set.
 
     address: as `ray_cluster`; Ray is not started where nothing is left to do. show: takes what the user should see.
     labels: as `read_labels`, for what is shown of the fits and for nothing else. like: an earlier study, whose
-    features, neighbors and fits are taken over as far as they are those of the same images. Raises the errors of
-    `errors.py`.
+    features, neighbors and fits are taken over as far as they are those of the same images. spares: as `ray_ahead` gave
+    them, which keeps them. next_imports: modules that the caller needs next, imported while nothing else can be done.
+    Raises the errors of `errors.py`.
     """
     with _driving(study, space, address, show) as images:
         if like is not None:
@@ -83,11 +86,11 @@ def run_study(
             return images
         if goal.kind == "search":
             space.check_searched(images.size)
-        _import_meanwhile("cedm_ray.distributed.tuning", "cedm_ray.distributed.trainable")
+        import_meanwhile("cedm_ray.distributed.tuning", "cedm_ray.distributed.trainable", *next_imports)
         if truth is not None:
             # The first fit's line would wait for it, and the next fit for that.
-            _import_meanwhile("sklearn.metrics")
-        with _on_cluster(study, address), _first_spares(space, goal).kept() as spares:
+            import_meanwhile("sklearn.metrics")
+        with _on_cluster(study, address), _with_first_spares(spares, space, goal) as spares:
             total = cluster_resources()
             show(Notice(text=f"{len(images):,} images; Ray has {total.cpus:g} CPUs and {total.gpus:g} GPUs"))
             _prepare(study, space, images, show)
@@ -252,12 +255,20 @@ def _run_tasks(
         raise TryAgainError("Ray Tune ended before the search did", mend="run the same command again: it continues")
 
 
-def _first_spares(space: SearchSpace, goal: Goal) -> Spares:
-    """The processes of the first tasks, which start while the features are looked at."""
+@contextlib.contextmanager
+def _with_first_spares(spares: Spares | None, space: SearchSpace, goal: Goal) -> Iterator[Spares]:
+    """The processes of the first tasks, which start while the features are looked at. spares: that are kept already,
+    None for new ones."""
     first = 1 if goal.kind == "trial" else space.resources.fit.at_once
     # The unconditional baseline trains beside the first fits.
     first += goal.kind == "search"
-    return Spares({node.name: min(first, int(node.cpus)) for node in cluster_nodes().nodes})
+    wanted = {node.name: min(first, int(node.cpus)) for node in cluster_nodes().nodes}
+    if spares is not None:
+        spares.wanted = wanted
+        yield spares
+        return
+    with Spares(wanted).kept() as spares:
+        yield spares
 
 
 def _printing_to(stdout: TextIO, show: Show) -> Show:
@@ -351,11 +362,6 @@ def _on_a_gpu(function, *arguments):
 
 def _call_on_device(function, arguments):
     return function(*arguments, choose_device(1.0))
-
-
-def _import_meanwhile(*names: str) -> None:
-    """Import modules in another thread, while this one waits for Ray's processes to start."""
-    threading.Thread(target=lambda: [importlib.import_module(name) for name in names], daemon=True).start()
 
 
 @contextlib.contextmanager

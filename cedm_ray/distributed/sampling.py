@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from cedm_ray.distributed.session import cluster_resources, get, ray_cluster
+from cedm_ray.distributed.inventory import cluster_resources
+from cedm_ray.distributed.session import get, ray_cluster
 from cedm_ray.distributed.tasks import choose_device
 from cedm_ray.search.driver import Resources
 from cedm_ray.search.sampling import SampleJob, Samples, open_sampler

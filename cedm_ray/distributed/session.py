@@ -1,4 +1,7 @@
-"""One connection to a Ray cluster: an existing one, or one started on this machine for the length of a command."""
+"""One connection to a Ray cluster: an existing one, or one started on this machine for the length of a command.
+
+Nothing here needs torch, so that Ray can be started while that is being imported (`ahead.py`).
+"""
 
 import contextlib
 import os
@@ -10,12 +13,10 @@ from importlib.metadata import version
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
 from cedm_ray.distributed.spares import PRELOADED
 from cedm_ray.errors import CedmError, ConfigurationError, TryAgainError
-from cedm_ray.search.packing import Cluster, Node, Resources
 
 _CONNECT_S = 5.0
 _AGAIN = "run the same command again: it continues where it stopped"
@@ -75,40 +76,6 @@ def start_ray(**options: Any) -> None:
         _system_config={"preload_python_modules": list(PRELOADED), "prestart_worker_first_driver": False},
         **{"object_store_memory": _OBJECT_STORE_BYTES} | options,
     )
-
-
-def cluster_resources() -> Resources:
-    """What the connected cluster holds in all."""
-    found = ray.cluster_resources()
-    return Resources(
-        cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0), memory_bytes=found.get("memory", float("inf"))
-    )
-
-
-def cluster_nodes(gpu_bytes: int | None = None) -> Cluster:
-    """The connected cluster's machines as they are now, in the order of their names. gpu_bytes: of one of its GPUs."""
-    found = [
-        Node(
-            name=node["NodeID"],
-            cpus=node["Resources"].get("CPU", 0.0),
-            gpus=node["Resources"].get("GPU", 0.0),
-            memory_bytes=node["Resources"].get("memory") or float("inf"),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    return Cluster(nodes=tuple(sorted(found, key=lambda node: node.name)), gpu_bytes=gpu_bytes)
-
-
-def gpu_bytes() -> int | None:
-    """Memory of one of the cluster's GPUs; None where it has none, or none that torch can use."""
-    if not cluster_resources().gpus:
-        return None
-    return get(ray.remote(num_cpus=0, num_gpus=1)(_own_gpu_bytes).remote())
-
-
-def _own_gpu_bytes() -> int | None:
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def get(call: Any) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 
 import ray
 
-from cedm_ray.distributed.session import cluster_resources, get, ray_cluster
+from cedm_ray.distributed.inventory import cluster_resources
+from cedm_ray.distributed.session import get, ray_cluster
 from cedm_ray.distributed.tasks import choose_device
 from cedm_ray.evaluation.gathering import Part, Runner, Work, Worker
 from cedm_ray.search.results import Progress, Show

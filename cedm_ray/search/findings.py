@@ -11,7 +11,7 @@ from cedm_ray.clustering.bound import BoundResult
 from cedm_ray.clustering.lower_bound import LowerBoundResult
 from cedm_ray.data.image_set import ImageSet
 from cedm_ray.features.store import open_features
-from cedm_ray.metrics.agreement import knn_accuracy
+from cedm_ray.metrics.neighbor_vote import knn_accuracy
 from cedm_ray.search.clusterings import Clustering, fit_summary, fitted, neighbors_features, read_labels
 from cedm_ray.search.goals import Goal
 from cedm_ray.search.outcome import restore

@@ -330,6 +330,11 @@ class Study:
         """Both ends of C for other programs; made anew from the records."""
         durable.replace_record(self.path / "bound.json", bound)
 
+    @property
+    def bound_is_known(self) -> bool:
+        """Whether a command came to the end of the search for the bound and wrote down what follows from it."""
+        return (self.path / "bound.json").exists() or (self.path / "candidates.json").exists()
+
     def _append(self, folder: str, digits: int, record: Mapping[str, Any]) -> None:
         number = len(_listing(self.path / folder, "*.json")) + 1
         durable.write_record(self.path / folder / f"{number:0{digits}d}.json", record)

@@ -27,6 +27,9 @@ def features(space: Path, study: Path, images: str | None, address: str | None, 
     print_one(about, as_json)
 
 
+_MODULES_OF_BOUND = ("cedm_ray.distributed.run", "cedm_ray.search.findings", "cedm_ray.terminal")
+
+
 @click.command()
 @click.argument("space", type=click.Path(path_type=Path))
 @options("study", "images", "labels", "address", "quiet", "json")
@@ -34,16 +37,30 @@ def bound(
     space: Path, study: Path, images: str | None, labels: str | None, address: str | None, quiet: bool, as_json: bool
 ) -> None:
     """Find C_max, the upper bound of C, by clustering alone."""
-    from cedm_ray.distributed.run import run_study
-    from cedm_ray.report.publish import publish_bound
-    from cedm_ray.search.findings import bound_findings, bound_json
-    from cedm_ray.search.goals import Goal
-    from cedm_ray.terminal import ClusteringTable, Display
+    from cedm_ray.distributed.ahead import ray_ahead
+    from cedm_ray.search.study import Study
 
-    place, read = open_study(space, study, images)
-    table = None if as_json else ClusteringTable()
-    with Display(quiet=quiet, table=table) as show:
-        found = run_study(place, read, Goal(kind="bound"), address=address, show=show, labels=labels)
+    with ray_ahead(Study(study), address, imports=_MODULES_OF_BOUND) as spares:
+        from cedm_ray.distributed.run import run_study
+        from cedm_ray.search.findings import bound_findings, bound_json
+        from cedm_ray.search.goals import Goal
+        from cedm_ray.terminal import ClusteringTable, Display
+
+        place, read = open_study(space, study, images)
+        table = None if as_json else ClusteringTable()
+        with Display(quiet=quiet, table=table) as show:
+            found = run_study(
+                place,
+                read,
+                Goal(kind="bound"),
+                address=address,
+                show=show,
+                labels=labels,
+                spares=spares,
+                next_imports=("cedm_ray.report.publish",),
+            )
+    from cedm_ray.report.publish import publish_bound
+
     findings = bound_findings(place, read, found, labels)
     publish_bound(place, found, findings)
     if table is None:

@@ -36,7 +36,6 @@ def search(
     as_json: bool,
 ) -> None:
     """Find C_max and C_V, train the best model and write the report."""
-    from cedm_ray.report.publish import publish
     from cedm_ray.search.goals import Goal
     from cedm_ray.terminal import Display
 
@@ -56,7 +55,17 @@ def search(
     from cedm_ray.distributed.run import run_study
 
     with Display(quiet=quiet) as show:
-        found = run_study(place, read, Goal(kind="search"), address=address, show=show, like=old)
+        found = run_study(
+            place,
+            read,
+            Goal(kind="search"),
+            address=address,
+            show=show,
+            like=old,
+            next_imports=("cedm_ray.report.publish",),
+        )
+    from cedm_ray.report.publish import publish
+
     result = publish(place, read, found)
     _print_study(place, result, as_json)
     if result.best is None:

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from cedm_ray.distributed import features
-from cedm_ray.distributed.session import cluster_resources
+from cedm_ray.distributed.inventory import cluster_resources
 from cedm_ray.errors import InputDataError
 from cedm_ray.features.extractors import open_extractor
 from cedm_ray.features.store import extract_features
