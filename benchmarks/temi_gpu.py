@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from features import clustered_features
 from temi_loop import Loop
 
-from cedm_ray.clustering.fused import FusedTraining
+from cedm_ray.clustering import fused
 from cedm_ray.clustering.neighbors import nearest_neighbors
 from cedm_ray.clustering.pairs import draw_pairs, load_temi_data
 from cedm_ray.clustering.plan import data_bytes, peak_bytes
@@ -73,7 +73,7 @@ def seconds_of_compiling(data, num_clusters, config):
     training = new_training(
         data.rows.shape[1], num_clusters, config, batch=config.batch_size, seed=0, device=data.device
     )
-    if not isinstance(training, FusedTraining):
+    if not isinstance(training, fused.FusedTraining):
         return 0.0
     rows, taken = data.rows[: 2 * config.batch_size], []
     for _ in range(2):
@@ -164,12 +164,14 @@ def main():
         action=argparse.BooleanOptionalAction,
         help="whether our step is compiled; default: as fit_temi chooses, which is on a GPU",
     )
+    parser.add_argument("--any-c", action="store_true", help="one compiled step for every C (`fused.ANY_C`)")
     parser.add_argument("--search-epochs", type=int, help="of the eight fits; the rest is extrapolated; default: all")
     parser.add_argument("--loop-steps", type=int, default=200)
     parser.add_argument("--limit", type=float, default=530, help="seconds that all of it may take")
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
     started = time.perf_counter()
+    fused.ANY_C = arguments.any_c
     device = torch.device("cpu" if arguments.small else arguments.device)
     num_images, width = (1000, 32) if arguments.small else (50_000, 768)
     num_clusters = 20 if arguments.small else arguments.clusters
@@ -185,7 +187,12 @@ def main():
     features = clustered_features(num_images, width, 400)
     start = now(device)
     neighbors = nearest_neighbors(features, base.num_neighbors, device=device)
-    report = {"benchmark": "temi_gpu", "clusters": num_clusters, "neighbors_s": round(now(device) - start, 2)}
+    report = {
+        "benchmark": "temi_gpu",
+        "clusters": num_clusters,
+        "any_c": arguments.any_c,
+        "neighbors_s": round(now(device) - start, 2),
+    }
     data = load_temi_data(features, neighbors, base, device=device)
     step_s = seconds_a_step_of_the_loop(data, num_clusters, base, loop_steps)
     report |= {"loop_step_s": step_s, "loop_fit_s_extrapolated": round(step_s * steps, 1), "loop_steps": loop_steps}

@@ -24,6 +24,10 @@ from cedm_ray.compiler import compiling, reason
 Parameters = dict[str, torch.Tensor]
 
 BACKEND = "inductor"
+ANY_C = False
+"""Whether one compiled step serves every C of a process, instead of one for each C: a search then waits for the
+compiler once, and its kernels do not know how long their rows are. Off until a GPU has told what that costs
+(`temi_gpu.py --any-c`)."""
 
 _LAST_LAYER = ("prototypes", "gain")
 _UNDECAYED = ("bias_1", "bias_2")
@@ -74,7 +78,10 @@ class FusedTraining:
         )
         # Of the last layer and of the others: whether it is trained, and AdamW's steps so far.
         self._trained, self._counts = [True, True], [0, 0]
-        self._step: Callable[..., torch.Tensor] = torch.compile(fused_step, backend=BACKEND, dynamic=False)
+        if ANY_C:
+            self._leave_c_open()
+        known = None if ANY_C else False
+        self._step: Callable[..., torch.Tensor] = torch.compile(fused_step, backend=BACKEND, dynamic=known)
         self._tried = False
         self.note: str | None = None
 
@@ -90,6 +97,14 @@ class FusedTraining:
         """
         inputs = self._state, x, self._factors(rate).to(x.device, non_blocking=True), self.config
         return self._step(*inputs) if self._tried else self._first_step(inputs)
+
+    def _leave_c_open(self) -> None:
+        """Tell the compiler of every tensor that has one which of its dimensions is C."""
+        state = self._state
+        torch._dynamo.mark_dynamic(state.marginal, 1)
+        for weights in (state.student, state.teacher, state.first, state.second):
+            for name in _LAST_LAYER:
+                torch._dynamo.mark_dynamic(weights[name], 1)
 
     def _factors(self, rate: float) -> torch.Tensor:
         """What AdamW's step of this rate multiplies by, `fused_step`'s [2, 4], on the host: numbers that a device would

@@ -147,6 +147,29 @@ def test_every_c_is_compiled_once():
     assert captured["unique_graphs"] == 2
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("quick_compiler")
+def test_one_compiled_step_may_serve_every_c_with_the_same_losses(monkeypatch, precision):
+    def losses(num_clusters):
+        config = CONFIG.model_copy(update={"compile": True, "precision": precision})
+        training = new_training(IN_FEATURES, num_clusters, config, batch=PAIRS, seed=0, device="cpu")
+        steps = [training.step(draw(2 * PAIRS, IN_FEATURES, seed=step).float(), 0.01) for step in range(3)]
+        assert training.note is None
+        return torch.stack(steps)
+
+    # Among them numbers that other dimensions have, and 2, the least C.
+    sizes = (5, 2, 3, 4, 6, 11, 16, 40)
+    torch._dynamo.reset()
+    expected = [losses(num_clusters) for num_clusters in sizes]
+    monkeypatch.setattr(fused, "ANY_C", True)
+    torch._dynamo.reset()
+    captured = torch._dynamo.utils.counters["stats"]
+    captured.clear()
+    found = [losses(num_clusters) for num_clusters in sizes]
+    assert captured["unique_graphs"] == 1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_state_holds_every_parameter_once():
     training = new_training(3, 4, CONFIG.model_copy(update={"compile": True}), batch=2, seed=0, device="cpu")
     names = {name for name, _ in training.student.named_parameters()}
