@@ -41,7 +41,7 @@ from cedm_ray.search.model import keep_model
 from cedm_ray.search.outcome import dead_end, restore, study_result
 from cedm_ray.search.packing import Cluster
 from cedm_ray.search.prepare import prepare_images, prepare_neighbors
-from cedm_ray.search.results import Notice, Show
+from cedm_ray.search.results import Notice, Progress, Show
 from cedm_ray.search.settings import EXTRACTOR
 from cedm_ray.search.showcase import make_showcase
 from cedm_ray.search.space import SearchSpace
@@ -69,7 +69,7 @@ def run_study(
     address: as `ray_cluster`; Ray is not started where nothing is left to do. show: takes what the user should see.
     labels: as `read_labels`, for what is shown of the fits and for nothing else. like: an earlier study, whose
     features, neighbors and fits are taken over as far as they are those of the same images. spares: as `ray_ahead` gave
-    them, which keeps them. next_imports: modules that the caller needs next, imported while nothing else can be done.
+    them, which keeps them. next_imports: modules that the caller needs next, imported while the first task computes.
     Raises the errors of `errors.py`.
     """
     with _driving(study, space, address, show) as images:
@@ -86,7 +86,7 @@ def run_study(
             return images
         if goal.kind == "search":
             space.check_searched(images.size)
-        import_meanwhile("cedm_ray.distributed.tuning", "cedm_ray.distributed.trainable", *next_imports)
+        import_meanwhile("cedm_ray.distributed.tuning", "cedm_ray.distributed.trainable")
         if truth is not None:
             # The first fit's line would wait for it, and the next fit for that.
             import_meanwhile("sklearn.metrics")
@@ -99,7 +99,7 @@ def run_study(
             if goal.kind in ("search", "trial"):
                 with _timed(study, "reference"):
                     _on_a_gpu(_measure_reference, str(study.path.absolute()), located(space))
-            _run_tasks(study, space, images, goal, show, truth, spares)
+            _run_tasks(study, space, images, goal, _importing(next_imports, show), truth, spares)
             if goal.kind == "search":
                 _keep_best(study, space, images, show)
                 _measure_best(study, space, images, address, show)
@@ -269,6 +269,20 @@ def _with_first_spares(spares: Spares | None, space: SearchSpace, goal: Goal) ->
         return
     with Spares(wanted).kept() as spares:
         yield spares
+
+
+def _importing(modules: Sequence[str], show: Show) -> Show:
+    """The same, and modules are imported in another thread once a task tells of its progress: before that, they would
+    take the cores that its process starts on."""
+    left = list(modules)
+
+    def shown(event: Any) -> None:
+        if left and isinstance(event, Progress):
+            import_meanwhile(*left)
+            left.clear()
+        show(event)
+
+    return shown
 
 
 def _printing_to(stdout: TextIO, show: Show) -> Show:

@@ -11,6 +11,7 @@ from cedm_ray.evaluation.requests import Request
 from cedm_ray.lock import exclusive_lock
 from cedm_ray.search.goals import Goal
 from cedm_ray.search.outcome import restore, study_result
+from cedm_ray.search.results import Notice, Progress
 from cedm_ray.search.space import SearchSpace
 
 
@@ -154,3 +155,16 @@ def test_a_search_for_more_than_c_finds_its_features_fits_and_trials_on_a_cluste
     shown.clear()
     run.run_study(study, wide, Goal(kind="search"), address=None, show=shown.append)
     assert (study.proposals(), shown) == (tried, [])
+
+
+def test_what_the_caller_needs_next_is_imported_once_a_task_computes(monkeypatch):
+    imported, shown = [], []
+    monkeypatch.setattr(run, "import_meanwhile", lambda *names: imported.append(names))
+    show = run._importing(("one", "two"), shown.append)
+    notice, progress = Notice(text="hello"), Progress(task="c00002-r0", done=1, total=2, unit="epochs")
+    show(notice)
+    assert imported == []
+    for _ in range(2):
+        show(progress)
+    assert imported == [("one", "two")]
+    assert shown == [notice, progress, progress]
