@@ -63,12 +63,16 @@ def onednn_is_faster() -> bool:
     ATEN_CPU_CAPABILITY=avx2 before the start makes it False too.
     """
     return (
-        torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        has_512_bits()
         and torch.backends.mkl.is_available()
-        and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and _is_zen_5(_CPUINFO)
     )
+
+
+def has_512_bits() -> bool:
+    """Whether oneDNN computes with instructions of 512 bits on this machine's CPU, as torch itself then does."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def _is_zen_5(cpuinfo: Path) -> bool:

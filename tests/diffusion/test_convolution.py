@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from cedm_ray import products
 from cedm_ray.diffusion import convolution
-from cedm_ray.diffusion.convolution import WIDE, convolve, weight_gradient
+from cedm_ray.diffusion.convolution import FEW, LONG, WIDE, convolve, weight_gradient
+from cedm_ray.products import has_512_bits
 
 
 def _drawn(*shape, dtype=torch.float64, seed=0):
@@ -77,18 +78,68 @@ def test_what_does_not_suit_is_left_to_torch(shape, kernel, layout, monkeypatch)
     assert weight.grad is not None
 
 
-@pytest.mark.parametrize("of_products", [True, False])
-def test_the_processor_decides_who_computes_the_weight_gradient_in_float32(of_products, monkeypatch):
-    x, weight = _last(_drawn(2, WIDE, 8, 8), _drawn(WIDE, WIDE, 3, 3, seed=1))
-    bias = _drawn(WIDE, seed=2)
+@pytest.mark.parametrize(
+    ("channels", "has_512", "onednn_faster", "of_products"),
+    [
+        (WIDE, False, False, True),
+        (WIDE, True, False, False),
+        (3 * WIDE, True, False, True),
+        (3 * WIDE, True, True, False),
+    ],
+    ids=["AVX2", "narrower with AVX-512", "AVX-512", "AVX-512 that one library lacks"],
+)
+def test_the_processor_decides_who_computes_the_weight_gradient_in_float32(
+    channels, has_512, onednn_faster, of_products, monkeypatch
+):
+    x, weight = _last(_drawn(2, channels, 4, 4), _drawn(channels, channels, 3, 3, seed=1))
+    bias = _drawn(channels, seed=2)
     (exact,) = torch.autograd.grad(convolve(x, weight, bias).square().sum(), weight)
     taken = []
     monkeypatch.setattr(convolution, "weight_gradient", lambda *a: taken.append(1) or weight_gradient(*a))
-    monkeypatch.setattr(convolution, "onednn_is_faster", lambda: not of_products)
+    monkeypatch.setattr(convolution, "has_512_bits", lambda: has_512)
+    monkeypatch.setattr(convolution, "onednn_is_faster", lambda: onednn_faster)
     x, weight = _last(x.detach().float(), weight.detach().float())
     (found,) = torch.autograd.grad(convolve(x, weight, bias.float()).square().sum(), weight)
     assert bool(taken) is of_products
     torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("faster", [True, False], ids=["oneDNN's gradient", "products"])
+@pytest.mark.parametrize("channels_out", [1, 3, FEW, FEW + 1, 3 * WIDE])
+def test_sums_of_many_channels_and_their_gradients_are_those_of_float64(channels_out, faster, monkeypatch):
+    monkeypatch.setattr(convolution, "has_512_bits", lambda: True)
+    monkeypatch.setattr(convolution, "onednn_is_faster", lambda: faster)
+    x, weight = _last(_drawn(3, LONG, 8, 10).float(), _drawn(channels_out, LONG, 3, 3, seed=1).float())
+    bias = _drawn(channels_out, seed=2).float().requires_grad_()
+    values = convolve(x, weight, bias)
+    assert values.is_contiguous(memory_format=torch.channels_last)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
+    expected = F.conv2d(*exact, padding=1)
+    torch.testing.assert_close(values.double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    upstream = _drawn(*values.shape, seed=3)
+    found = torch.autograd.grad(values, (x, weight, bias), upstream.float())
+    for one, other in zip(found, torch.autograd.grad(expected, exact, upstream), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.skipif(not has_512_bits(), reason="oneDNN's kernel of 256 bits rounds alike whatever the layout")
+@pytest.mark.parametrize("channels_out", [3, LONG])
+def test_sums_of_many_channels_round_much_less_than_one_after_the_other(channels_out):
+    x, weight = _last(_drawn(2, 2 * LONG, 16, 16), _drawn(channels_out, 2 * LONG, 3, 3, seed=1))
+    bias = _drawn(channels_out, seed=2)
+    exact = F.conv2d(x, weight, bias, padding=1)
+    one_by_one = torch.zeros(exact.shape, dtype=torch.float32)
+    for channel in range(2 * LONG):
+        for down in range(3):
+            for right in range(3):
+                shifted = F.pad(x[:, channel, None].float(), (1, 1, 1, 1))[:, :, down : down + 16, right : right + 16]
+                one_by_one.addcmul_(shifted, weight[:, channel, down, right].float()[:, None, None])
+    errors = [
+        ((found.double() - exact).square().mean() / exact.square().mean()).sqrt()
+        for found in (convolve(x.float(), weight.float(), bias.float()), one_by_one + bias.float()[:, None, None])
+    ]
+    assert errors[0] < 4e-7
+    assert errors[0] < errors[1] / 2
 
 
 @pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
@@ -108,8 +159,11 @@ def test_a_1x1_convolution_in_float32_is_the_same_by_either_library(faster, monk
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
 
-def test_gradients_that_nobody_wants_are_not_computed(monkeypatch):
+@pytest.mark.parametrize("products", [True, False])
+def test_gradients_that_nobody_wants_are_not_computed(products, monkeypatch):
     monkeypatch.setattr(convolution, "weight_gradient", None)
+    monkeypatch.setattr(convolution, "_products_pay", lambda *_: products)
+    monkeypatch.setattr(convolution, "_rounds_much", lambda *_: True)
     (x,) = _last(_drawn(1, WIDE, 4, 4))
     weight, bias = _drawn(WIDE, WIDE, 3, 3, seed=1), _drawn(WIDE)
     convolve(x, weight, bias).sum().backward()
