@@ -10,10 +10,13 @@ assignments (DINO ViT-B/16, gamma 0.6) at C = 10, 100 and 500.
 
 Every condition gets the same budget, seed, initial weights, order of images, noise, sampling seeds and sampler; the
 library's own train, sample, FeatureStatistics and frechet_distance do the work. The default is a 16-channel network of
-two levels for 50 thousand images, about one hour and a half of one core for all six; on a GPU try `--channels 64 --kimg
-1000 --samples 10000 --device cuda`. At this size the distances are large and say which condition learns faster, not
-what a converged model reaches. Results are appended to --out, one JSON object a line (`kind`: setup, floor, loss or
-result); a condition that has its result there is not run again.
+two levels for 50 thousand images, about one hour and a half of one core for all six. At this size the distances are
+large and say which condition learns faster, not what a converged model reaches. On a GPU: `--channels 64 --kimg 1000
+--samples 10000 --device cuda`, where steps have 256 images, because smaller ones are over before the next is launched.
+
+Results are appended to --out, one JSON object a line (`kind`: setup, floor, loss or result). A condition that has its
+result there is not run again, so a call that was ended is continued by the same command; other settings in the file
+are refused. With --limit-s no condition is begun that would end later if it took as long as the longest one before.
 """
 
 import argparse
@@ -40,6 +43,10 @@ from cedm_ray.metrics.frechet import frechet_distance, frechet_reference
 from cedm_ray.metrics.statistics import FeatureStatistics
 
 CONDITIONS = ("unconditional", "labels", "temi-100", "kmeans-100", "temi-10", "temi-500")
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def read_images(data):
@@ -83,13 +90,18 @@ def main():
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=CONDITIONS, metavar="NAME")
     parser.add_argument("--kimg", type=float, default=50, help="budget of a condition in thousand images")
     parser.add_argument("--channels", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, help="images a step; default: 64 on a CPU, else 256")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--samples", type=int, default=2000, help="generated images a condition")
     parser.add_argument("--steps", type=int, default=18, help="of the sampler")
+    parser.add_argument("--sample-batch", type=int, help="images sampled at once; default: 100 on a CPU, else 1,000")
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="seconds from the start; see above")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    on_gpu = "cuda" in arguments.device
+    batch_size = arguments.batch_size or (256 if on_gpu else 64)
+    begun, longest = time.monotonic(), 0.0
 
     def record(kind, **values):
         line = json.dumps({"kind": kind, **values})
@@ -97,31 +109,37 @@ def main():
         with arguments.out.open("a") as file:
             file.write(line + "\n")
 
-    done = set()
-    if arguments.out.exists():
-        lines = [json.loads(line) for line in arguments.out.read_text().splitlines()]
-        done = {line["condition"] for line in lines if line["kind"] == "result"}
-    if "cuda" not in arguments.device:
+    if not on_gpu:
         torch.set_num_threads(1)
     network = UNetConfig(model_channels=arguments.channels, channel_mult=(1, 2), num_blocks=1, dropout=0)
     # One pass over the images is too short to learn by heart, so there is neither dropout nor augmentation.
     augment = AugmentConfig(probability=0)
     training = TrainConfig(
-        batch_size=arguments.batch_size,
+        batch_size=batch_size,
         learning_rate=arguments.learning_rate,
         lr_rampup_kimg=None,
         ema_halflife_kimg=arguments.kimg / 20,
         ema_rampup_ratio=0.05,
     )
-    sampling = SampleConfig(num_steps=arguments.steps, batch_size=100)
+    sampling = SampleConfig(num_steps=arguments.steps, batch_size=arguments.sample_batch or (1000 if on_gpu else 100))
+    settings = {
+        "network": network.model_dump(mode="json"),
+        "training": training.model_dump(mode="json"),
+        "kimg": arguments.kimg,
+        "samples": arguments.samples,
+        "steps": arguments.steps,
+        "seed": arguments.seed,
+    }
+    done = set()
+    for line in read_lines(arguments.out):
+        changed = [name for name, value in settings.items() if line["kind"] == "setup" and line[name] != value]
+        if changed:
+            parser.error(f"{arguments.out} has results of another {changed[0]}: choose another file")
+        if line["kind"] == "result":
+            done.add(line["condition"])
     record(
         "setup",
-        network=network.model_dump(mode="json"),
-        training=training.model_dump(mode="json"),
-        kimg=arguments.kimg,
-        samples=arguments.samples,
-        steps=arguments.steps,
-        seed=arguments.seed,
+        **settings,
         machine=f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {arguments.device}",
         torch=torch.__version__,
     )
@@ -134,8 +152,12 @@ def main():
     # What as many real images reach: the part of every distance below that is owed to the number of samples alone.
     record("floor", distance=frechet_distance(floor, reference), samples=arguments.samples)
 
+    left_out = []
     for condition in arguments.conditions:
         if condition in done:
+            continue
+        if time.monotonic() - begun + longest > arguments.limit_s:
+            left_out.append(condition)
             continue
         started, cpu_started = time.monotonic(), time.process_time()
         classes = read_condition(condition, arguments.data, labels)
@@ -197,9 +219,9 @@ def main():
             wall_s=round(time.monotonic() - started, 1),
             curve=curve,
         )
-    results = [json.loads(line) for line in arguments.out.read_text().splitlines()]
-    results = {line["condition"]: line["distance"] for line in results if line["kind"] == "result"}
-    report = {"benchmark": "conditioning", "kimg": arguments.kimg, "distance": results}
+        longest = max(longest, time.monotonic() - started)
+    results = {line["condition"]: line["distance"] for line in read_lines(arguments.out) if line["kind"] == "result"}
+    report = {"benchmark": "conditioning", "kimg": arguments.kimg, "distance": results, "left_out": left_out}
     if "unconditional" in results:
         report["ratio"] = {name: round(value / results["unconditional"], 3) for name, value in results.items()}
     print(json.dumps(report))
