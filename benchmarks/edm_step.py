@@ -176,8 +176,8 @@ class Plain:
         self.scaler = torch.amp.GradScaler(device.type) if half == torch.float16 else None
         self.device = device
 
-    def step(self, batch, images_seen):
-        self.optimizer.zero_grad(set_to_none=True)
+    def add_gradients(self, batch, count):
+        """Those of a microbatch, of the mean over `count` images; returns its share of that mean."""
         clean, labels = batch.clean_images()
         clean = clean.contiguous()
         with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
@@ -185,17 +185,24 @@ class Plain:
             denoised = self.net(noisy, batch.sigma, batch.conditions, labels)
         sigma = batch.sigma.reshape(-1, 1, 1, 1)
         weight = (sigma**2 + 0.5**2) / (sigma * 0.5) ** 2
-        loss = (weight * (denoised - clean) ** 2).sum() / len(clean)
+        loss = (weight * (denoised - clean) ** 2).sum() / count
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return loss.detach()
+
+    def step(self, batch, images_seen):
+        self.optimizer.zero_grad(set_to_none=True)
+        count = len(batch.pixels)
+        microbatch = self.config.microbatch or count
+        pieces = (batch.piece(start, microbatch) for start in range(0, count, microbatch))
+        loss = sum(self.add_gradients(piece, count) for piece in pieces)
         if self.scaler is None:
-            loss.backward()
             for parameter in self.net.parameters():
                 torch.nan_to_num(parameter.grad, nan=0, posinf=1e5, neginf=-1e5, out=parameter.grad)
             self.optimizer.step()
         else:
-            self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        decay = ema_decay(images_seen, len(clean), halflife_kimg=500, rampup_ratio=0.05)
+        decay = ema_decay(images_seen, count, halflife_kimg=500, rampup_ratio=0.05)
         with torch.no_grad():
             for old, new in zip(self.average.parameters(), self.net.parameters(), strict=True):
                 old.copy_(new.detach().lerp(old, decay))
@@ -222,10 +229,9 @@ class Ours:
         return loss
 
 
-def make_sides(network, batch_size, size, device, precision="float32", augment_probability=0.12):
-    """(ours, the straightforward one, their batches)."""
-    config = TrainConfig(batch_size=batch_size, precision=precision)
-    augment = AugmentConfig(probability=augment_probability)
+def make_sides(network, config, size, device, augment=None):
+    """(ours, the straightforward one, their batches) of a TrainConfig whose precision is not "auto"."""
+    augment, batch_size, precision = augment or AugmentConfig(), config.batch_size, config.precision
     state = TrainState.create(network, EDMConfig(), config, augment, size, NUM_CLASSES, seed=0, device=device)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -252,8 +258,10 @@ def make_sides(network, batch_size, size, device, precision="float32", augment_p
 
 
 def compare_outputs(ours, plain, batches):
-    """(largest difference of the denoised images over their largest value, relative difference of the losses)."""
+    """(largest difference of the denoised images over their largest value, relative difference of the losses), of the
+    first microbatch."""
     batch = batches.draw(0)
+    batch = batch.piece(0, ours.config.microbatch or len(batch.pixels))
     clean, labels = batch.clean_images()
     noisy = clean + batch.sigma.reshape(-1, 1, 1, 1) * batch.noise
     ours.state.net.eval(), plain.net.eval()
@@ -301,7 +309,8 @@ def main():
     torch.set_num_threads(1)
     network, batch_size = NETS[arguments.net]
     batch_size = arguments.batch_size or batch_size
-    ours, plain, batches = make_sides(network, batch_size, SIZE, "cpu")
+    config = TrainConfig(batch_size=batch_size, precision="float32")
+    ours, plain, batches = make_sides(network, config, SIZE, "cpu")
     difference, loss_difference = compare_outputs(ours, plain, batches)
     print(f"one step of {arguments.net}, batch {batch_size}: straightforward against ours, CPU seconds")
     between, from_ours, from_plain = compare_in_double(ours, plain, batches)
