@@ -25,6 +25,11 @@ MOST_CORNERS = 2048
 METHOD, KMEANS = "clustering.method", "kmeans"
 """The one setting that is no key of a space, whose bound is always TEMI's: how the trial's images are grouped."""
 METHODS = ("temi", KMEANS)
+WITHOUT_C = {
+    "labels": "its groups are the labels, so there is no C to search, and a search looks at no labels",
+    "clip": "its groups are the classes that somebody names, so there is no C to search, and a search is told no names",
+}
+"""Why the other ways of `cedm-ray cluster` to group images are none of these."""
 
 EXTRACTOR = "features.extractor"
 """What the trial's clusters are found in the features of."""

@@ -29,6 +29,7 @@ from cedm_ray.search.settings import (
     KMEANS,
     METHOD,
     METHODS,
+    WITHOUT_C,
     Range,
     Settings,
     between,
@@ -130,6 +131,10 @@ class SearchSpace(Config):
             if (reason := why_not(path, plain)) is not None:
                 raise ValueError(f"candidates.also cannot have {path}: {reason}")
             words = also[path] if isinstance(also[path], tuple) else ()
+            for word in words if path == METHOD else ():
+                if (reason := WITHOUT_C.get(str(word))) is not None:
+                    compared = f"to compare with it, see cedm-ray cluster --method {word}"
+                    raise ValueError(f"candidates.also: {METHOD} cannot be {word}: {reason}; {compared}")
             if path == METHOD and not (words and all(word in METHODS for word in words)):
                 raise ValueError(f"candidates.also: {METHOD} must list some of {', '.join(METHODS)}")
             if path == EXTRACTOR and not (words and all(isinstance(word, str) for word in words)):

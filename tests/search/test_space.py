@@ -247,6 +247,16 @@ def test_a_trials_space_has_its_own_values_and_searches_nothing_else(tmp_path):
         ),
         (
             "network.channel_mult: [[1, 2], [2, 2]]",
+            "clustering.method: [temi, labels]",
+            r"clustering\.method cannot be labels: its groups are the labels, so there is no C to search",
+        ),
+        (
+            "network.channel_mult: [[1, 2], [2, 2]]",
+            "clustering.method: [clip]",
+            r"clustering\.method cannot be clip: its groups are the classes that somebody names, so there is no C",
+        ),
+        (
+            "network.channel_mult: [[1, 2], [2, 2]]",
             "clustering.method: [kmeans]\n    clustering.gamma: [0.6, 0.7]",
             r"cannot have clustering\.gamma: k-means, the only clustering\.method, has no such setting",
         ),
@@ -297,7 +307,7 @@ def test_other_ways_to_find_the_clusters_may_be_searched():
     assert space.settled()["kmeans"]["n_init"] == 3
     assert "kmeans" not in SearchSpace.model_validate(plain).settled()
     for path, values in (
-        ("clustering.method", ["temi", "clip"]),
+        ("clustering.method", ["temi", "dbscan"]),
         ("clustering.method", {"low": 0, "high": 1}),
         ("features.extractor", [1, 2]),
         ("features.extractor", {"low": 0, "high": 1}),
