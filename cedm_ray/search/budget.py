@@ -3,23 +3,26 @@
 How many trials pass a rung depends on what they measure and on who comes first, so the search is played many times on
 the rungs' own rule: trials of random quality, the same order at every rung, on as many places as the cluster has. That
 quality does not change sides between rungs is an assumption, and so is that a refinement's C are as good as any other;
-which C is good is none. Under the rule halving how many go on is certain, and only the hours depend on the order. The
-fits of the bound come before and are not counted: they are short beside trials, and how many there will be nobody
-knows.
+which C is good is none. Under the rule halving how many go on is certain, and only the hours depend on the order. Where
+networks or samplers are searched, every trial of a game has one of those that may be proposed, whatever its quality;
+TPE may come to like dear ones or cheap ones, which nobody knows before. The fits of the bound come before and are not
+counted: they are short beside trials, and how many there will be nobody knows.
 """
 
 import heapq
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from cedm_ray.search.asha import Asha
-from cedm_ray.search.plan import TRAINING_FORWARDS, Plan, network_calls
+from cedm_ray.search.plan import TRAINING_FORWARDS, Plan
 from cedm_ray.search.proposals import number_of_trials
 from cedm_ray.search.rates import Rate
 from cedm_ray.search.results import UNCONDITIONAL, TrialReport, read_trial_name, trial_name
 from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.variants import Variants
 
 GAMES = 100
 """How often a search is played."""
@@ -61,7 +64,10 @@ class Budget:
     images. slots: trials at once. gpus_each: GPUs that a trial holds, 0 on CPUs. rate: None where nothing is known of
     the hardware, and then the hours are None. trial_h: that trials hold their places, all together, and the measurement
     one; final_h: of that, after the candidates. gpu_h: trial_h in GPU-hours, None on CPUs. wall_h: from the first
-    trial's start to the end of all. checkpoint_bytes: of one. storage_bytes: of all checkpoints that are kept.
+    trial's start to the end of all. checkpoint_bytes: of one. storage_bytes: of all checkpoints that are kept, where
+    networks are searched at the most. costly: the searched settings that trials differ in cost by; relative_cost: of a
+    proposed trial in those with the space's own settings, at its least, on average and at its most; cost_drawn: whether
+    that is of some combinations that were drawn, since there are too many.
     """
 
     candidates: int
@@ -87,6 +93,9 @@ class Budget:
     searched: tuple[str, ...] = ()
     proposed: str | None = None
     drawn: int = 0
+    costly: tuple[str, ...] = ()
+    relative_cost: Span | None = None
+    cost_drawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +123,25 @@ class _Step:
 
 
 def plan_search(
-    space: SearchSpace, trial: Plan, *, slots: int, gpus_each: float, rate: Rate | None, parameters: int
+    space: SearchSpace,
+    trial: Plan,
+    *,
+    slots: int,
+    gpus_each: float,
+    rate: Rate | None,
+    parameters: int,
+    variants: Variants | None = None,
 ) -> Budget:
     """Count a search. trial: `plan_trial` of the space. slots: trials that the cluster holds at once, at least 1.
-    gpus_each: GPUs of each, 0 = CPUs. rate: of one GPU, or of one trial on CPUs. parameters: of the network."""
+    gpus_each: GPUs of each, 0 = CPUs. rate: of one GPU, or of one trial on CPUs; of another network it is taken to be
+    as many operations. parameters: of the network. variants: `plan_variants` of the space; None = all trials cost the
+    same."""
     if slots < 1:
         raise ValueError(f"slots must be at least 1, got {slots}")
     count = _candidates(space)
-    games = [_play(space, trial, count, slots, random.Random(game)) for game in range(GAMES)]
+    varied = variants is not None and bool(variants.searched)
+    likely = tuple(variant.plan for variant in variants.likely) if varied else ()
+    games = [_play(space, trial, count, slots, random.Random(game), likely) for game in range(GAMES)]
     each = sum(rung.images for rung in trial.rungs)
     # The paper's authors searched C alone.
     published = None if space.candidates.proposes else _PUBLISHED_GRIDS.get(space.name)
@@ -132,7 +152,11 @@ def plan_search(
     trial_h = None if pace is None else _span([game.work for game in games]).times(1 / pace)
     checkpoint = parameters * _COPIES * _FLOAT_BYTES
     finals, refined = space.finals, sum(_waves(space, count)) - count
-    folders = 1 + count + refined + min(finals.finalists, count + refined) * (finals.seeds - 1)
+    folders = count + refined + min(finals.finalists, count + refined) * (finals.seeds - 1)
+    largest = checkpoint
+    if varied:
+        everyone = (*variants.likely, *variants.extremes)
+        largest = max(variant.parameters for variant in everyone) * _COPIES * _FLOAT_BYTES
     return Budget(
         candidates=count,
         refined=refined,
@@ -155,15 +179,37 @@ def plan_search(
         gpu_h=trial_h.times(gpus_each) if trial_h is not None and gpus_each else None,
         wall_h=None if pace is None else _span([game.makespan for game in games]).times(1 / pace),
         checkpoint_bytes=checkpoint,
-        storage_bytes=checkpoint * space.checkpoints.keep * folders,
+        storage_bytes=space.checkpoints.keep * (checkpoint + largest * folders),
         searched=tuple(space.candidates.also),
         proposed=space.candidates.proposals if space.candidates.proposes else None,
         drawn=min(count, space.candidates.drawn),
+        costly=variants.searched if varied else (),
+        relative_cost=_relative_cost(variants, trial) if varied else None,
+        cost_drawn=varied and not variants.complete,
     )
 
 
-def _play(space: SearchSpace, trial: Plan, count: int, slots: int, dice: random.Random) -> _Game:
-    """The baseline and `count` trials of random quality, and what follows them, on `slots` places.
+def _relative_cost(variants: Variants, trial: Plan) -> Span:
+    """Of a trial through all rungs, in trials with the space's own settings."""
+    own = sum(_work(trial, trial))
+    likely, extremes = (
+        [sum(_work(variant.plan, trial)) / own for variant in some] for some in (variants.likely, variants.extremes)
+    )
+    return Span(low=min(*likely, *extremes), mean=fmean(likely), high=max(*likely, *extremes))
+
+
+def _work(plan: Plan, own: Plan) -> list[float]:
+    """What each rung costs in training images of the space's own network; what else is computed is counted by its
+    operations."""
+    image = TRAINING_FORWARDS * own.forward_flops
+    return [(rung.training_flops + rung.evaluation_flops) / image for rung in plan.rungs]
+
+
+def _play(
+    space: SearchSpace, trial: Plan, count: int, slots: int, dice: random.Random, variants: Sequence[Plan] = ()
+) -> _Game:
+    """The baseline and `count` trials of random quality, and what follows them, on `slots` places. variants: what a
+    trial may cost, all as likely; none = what `trial` does, as the baseline.
 
     Who is next takes a free place; who waits for others leaves its own, and goes on before those that have not begun.
     A stage begins when all before it are over but the baseline: refinements, the finalists' further seeds, the winner's
@@ -174,13 +220,17 @@ def _play(space: SearchSpace, trial: Plan, count: int, slots: int, dice: random.
     dice.shuffle(quality)
     names = [[trial_name(quality.pop(0) + 1) for _ in range(wave)] for wave in waves]
     asha = Asha(space.rungs, space.finals)
-    # What a rung costs in training images; an image generated or measured is counted by its operations.
-    work = [rung.images * (1 + rung.share) for rung in trial.rungs]
-    ready = [_Step(0, UNCONDITIONAL, 0, work[0])]
+    plans = {UNCONDITIONAL: trial}
+    for name in itertools.chain(*names):
+        plans[name] = dice.choice(variants) if variants else trial
+    costs = {id(plan): _work(plan, trial) for plan in plans.values()}
+    work = {name: costs[id(plan)] for name, plan in plans.items()}
+    ready = [_Step(0, UNCONDITIONAL, 0, work[UNCONDITIONAL][0])]
     running: list[tuple[float, _Step]] = []
     began = {UNCONDITIONAL: 0}
     stages = [*range(len(waves)), "seeds", "stretch"]
-    passed, completed, images, seed_images = [0] * len(work), 0, 0, 0
+    passed, images, seed_images = [0] * len(trial.rungs), 0, 0
+    completed: list[str] = []
     # pending: steps and candidates of the stage that are not over.
     now, done, final_work, begun, told, pending = 0.0, 0.0, 0.0, 1, 0, 0
     while True:
@@ -189,13 +239,14 @@ def _play(space: SearchSpace, trial: Plan, count: int, slots: int, dice: random.
             steps: list[tuple[str | None, float]] = []
             if isinstance(stage, int):
                 asha.expect(names[: stage + 1])
-                steps = [(name, work[0]) for name in names[stage]]
+                steps = [(name, work[name][0]) for name in names[stage]]
             elif stage == "seeds":
-                again = min(space.finals.finalists, completed) * (space.finals.seeds - 1)
-                steps = [(None, sum(work))] * again
-                seed_images = again * sum(rung.images for rung in trial.rungs)
+                # The smaller its C, the better a trial is, and its name says it.
+                best = sorted(completed)[: space.finals.finalists]
+                steps = [(None, sum(work[name])) for name in best] * (space.finals.seeds - 1)
+                seed_images = len(steps) * sum(rung.images for rung in trial.rungs)
             elif stretch := _stretch_images(space):
-                steps = [(None, stretch + trial.rungs[-1].images * trial.rungs[-1].share)]
+                steps = [(None, _last_work(stretch, plans[min(completed, default=UNCONDITIONAL)], trial))]
             for name, cost in steps:
                 heapq.heappush(ready, _Step(begun, name, 0, cost))
                 if name is None:
@@ -223,7 +274,7 @@ def _play(space: SearchSpace, trial: Plan, count: int, slots: int, dice: random.
             if decision.status == "running":
                 passed[decision.rung] += counts
                 rung = decision.rung + 1
-                further = _Step(began[decision.trial], decision.trial, rung, work[rung])
+                further = _Step(began[decision.trial], decision.trial, rung, work[decision.trial][rung])
                 if decision.trial == step.name:
                     # It never left its place.
                     heapq.heappush(running, (now + further.work, further))
@@ -231,9 +282,9 @@ def _play(space: SearchSpace, trial: Plan, count: int, slots: int, dice: random.
                     heapq.heappush(ready, further)
             elif decision.status != "waiting" and counts:
                 pending -= 1
-                completed += decision.status == "completed"
+                completed += [decision.trial] if decision.status == "completed" else []
         told = len(asha.decisions)
-    measuring = _measurement(space, trial)
+    measuring = _measurement(space, plans[min(completed, default=UNCONDITIONAL)], trial)
     return _Game(images, tuple(passed), seed_images, done + measuring, final_work + measuring, now + measuring / slots)
 
 
@@ -268,11 +319,17 @@ def _measured_images(space: SearchSpace) -> int:
     return _SETS * space.evaluation.final_samples if space.finals.evaluate else 0
 
 
-def _measurement(space: SearchSpace, trial: Plan) -> float:
-    """What that costs, in training images."""
-    rung = trial.rungs[-1]
-    flops = network_calls(space.sampling) * trial.forward_flops + (rung.detector_flops or 0) / rung.num_samples
-    return _measured_images(space) * flops / (TRAINING_FORWARDS * trial.forward_flops)
+def _last_work(images: int, plan: Plan, own: Plan) -> float:
+    """What it costs to train on a trial that costs `plan`, and to measure it once, as `_work` counts."""
+    flops = TRAINING_FORWARDS * plan.forward_flops * images + plan.rungs[-1].evaluation_flops
+    return flops / (TRAINING_FORWARDS * own.forward_flops)
+
+
+def _measurement(space: SearchSpace, plan: Plan, own: Plan) -> float:
+    """What that costs of a trial that costs `plan`, as `_work` counts."""
+    rung = plan.rungs[-1]
+    flops = plan.image_calls * plan.forward_flops + (rung.detector_flops or 0) / rung.num_samples
+    return _measured_images(space) * flops / (TRAINING_FORWARDS * own.forward_flops)
 
 
 def _report(name: str, rung: int) -> TrialReport:

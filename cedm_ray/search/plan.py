@@ -13,6 +13,7 @@ a rung), and the reference statistics, which are computed once a study.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -61,10 +62,12 @@ class RungCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The cost of one trial of a space. forward_flops: of the denoiser, one image. rungs: in their order."""
+    """The cost of one trial of a space. forward_flops: of the denoiser, one image. image_calls: forward passes for one
+    image by the space's own sampler. rungs: in their order."""
 
     image_size: int
     forward_flops: int
+    image_calls: int
     rungs: tuple[RungCost, ...]
 
     @property
@@ -96,7 +99,7 @@ def plan_trial(space: SearchSpace, image_size: int) -> Plan:
         )
         for level, (images_before, images_now) in zip(space.rungs.rungs_kimg, pairwise(images), strict=True)
     )
-    return Plan(image_size=image_size, forward_flops=forward, rungs=rungs)
+    return Plan(image_size=image_size, forward_flops=forward, image_calls=network_calls(space.sampling), rungs=rungs)
 
 
 def network_calls(config: SampleConfig) -> int:
@@ -111,12 +114,12 @@ def denoiser_flops(space: SearchSpace, image_size: int) -> int:
     Raises ConfigurationError for a size that the network's levels cannot halve.
     """
     try:
-        net = UNet(space.network, image_size, 0, 0)
+        # What is counted needs shapes alone.
+        with torch.device("meta"):
+            net = UNet(space.network, image_size, 0, 0).eval()
     except ValueError as error:
         mend = "set images.size, or fewer levels in network.channel_mult"
         raise ConfigurationError(f"network: {error}", mend=mend) from None
-    # Weights are drawn on the CPU and then forgotten: what is counted needs shapes alone.
-    net = net.to("meta").eval()
     return _count(lambda: net(_nothing(image_size), torch.empty(1, device="meta")))
 
 
@@ -125,14 +128,20 @@ def detector_flops(space: SearchSpace, image_size: int) -> int | None:
 
     `inception` is counted in timm's Inception-v3, whose convolutions are the same.
     """
-    import timm
-
     spec = space.evaluation.detector
     if is_path(spec):
         return None
     if spec == "pixels":
         width = 3 * min(image_size, _PIXELS_SIDE) ** 2
         return 2 * width * min(space.features.pixel_components, width)
+    return _network_flops(spec)
+
+
+@cache
+def _network_flops(spec: str) -> int | None:
+    """Of a published detector; remembered, since to make one takes seconds."""
+    import timm
+
     name, side, more = spec, None, {}
     if spec in ("inception", "inception_clean"):
         name, side = "inception_v3", _INCEPTION_SIDE

@@ -75,9 +75,20 @@ class Range(Config):
         any other."""
         if whole and not self.log:
             return dice.randint(math.ceil(self.low), math.floor(self.high))
-        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        low, high = self._spread
         value = dice.uniform(low, high)
         return self.rounded(math.exp(value) if self.log else value, whole=whole, digits=digits)
+
+    def at(self, share: float, *, whole: bool, digits: int = DIGITS) -> float:
+        """The value that so much of the range lies below, share in [0, 1]."""
+        low, high = self._spread
+        value = low + share * (high - low)
+        return self.rounded(math.exp(value) if self.log else value, whole=whole, digits=digits)
+
+    @property
+    def _spread(self) -> tuple[float, float]:
+        """The ends where values are evenly spread."""
+        return (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
 
     def rounded(self, value: float, *, whole: bool, digits: int = DIGITS) -> float:
         """The value as it is used: whole, or to so many digits, and within the range all the same."""

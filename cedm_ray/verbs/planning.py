@@ -63,10 +63,10 @@ def _budget(space, counted, study: Path | None, gpus: str | None, rate: float | 
     """(Budget, the hardware in words) of a space."""
     import torch
 
-    from cedm_ray.diffusion.unet import UNet
     from cedm_ray.search.budget import plan_search
     from cedm_ray.search.rates import Rate, measured_rate, parse_gpus, rate_of
     from cedm_ray.search.study import Study
+    from cedm_ray.search.variants import count_parameters, plan_variants
 
     trial = space.resources.trial
     if gpus is not None:
@@ -90,10 +90,17 @@ def _budget(space, counted, study: Path | None, gpus: str | None, rate: float | 
         known = measured_rate([report for name_ in place.trials() for report in place.reports(name_)])
     if known is None and each:
         known = rate_of(name, counted.forward_flops)
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in UNet(space.network, counted.image_size, 0, 0).parameters())
-    slots = int(have / held + 1e-9)
-    budget = plan_search(space, counted, slots=slots, gpus_each=trial.workers * each, rate=known, parameters=parameters)
+    size = counted.image_size
+    space.check_searched(size)
+    budget = plan_search(
+        space,
+        counted,
+        slots=int(have / held + 1e-9),
+        gpus_each=trial.workers * each,
+        rate=known,
+        parameters=count_parameters(space, size),
+        variants=plan_variants(space, size),
+    )
     return budget, f"{have} x {unit}" if each else f"{have} {unit}"
 
 
@@ -163,6 +170,7 @@ def _budget_lines(budget, hardware: str) -> list[str]:
         f"The search: after the bound's fits, {budget.candidates} {what}{_proposed(budget)}{more}{rungs}, and the "
         "unconditional model to the last.",
         f"Trained: {_span(millions)} million images for all {what}, {baseline:,.3g} for the unconditional model.",
+        *_costs(budget),
         f"Saved: {budget.exhaustive} would be {budget.exhaustive_images / 1e6:,.4g} million, {times}.",
     ]
     after = _after(budget)
@@ -181,10 +189,7 @@ def _budget_lines(budget, hardware: str) -> list[str]:
         each = "GPU" if budget.gpus_each else "trial"
         lines.append(f"Time: {took}, {_span(budget.wall_h)} h on the clock, evaluations{what} included.")
         lines.append(f"  at {budget.rate.images_per_s:,.4g} images/s for each {each}: {budget.rate.source}")
-    lines.append(
-        f"Storage: {_bytes(budget.storage_bytes)} of checkpoints, {_bytes(budget.checkpoint_bytes)} each; images and "
-        "features come to it."
-    )
+    lines.append(f"Storage: {_storage(budget)}; images and features come to it.")
     lines.append("Figures a-b are the 5th and 95th percentile over searches whose ranking is drawn at random.")
     return lines
 
@@ -198,6 +203,29 @@ def _proposed(budget) -> str:
     tpe = f"the first {budget.drawn} drawn, then proposed by TPE" if budget.drawn < budget.candidates else "all drawn"
     how = {"grid": "a grid", "random": "drawn", "tpe": tpe}[budget.proposed]
     return f" of C with {', '.join(last_words(budget.searched).values())} ({how})" if budget.searched else f" ({how})"
+
+
+def _costs(budget) -> list[str]:
+    """How far trials differ in what they cost; nothing where they do not."""
+    from cedm_ray.search.settings import last_words
+    from cedm_ray.search.variants import MOST
+
+    cost = budget.relative_cost
+    if cost is None:
+        return []
+    counted = f"; {MOST} combinations were drawn" if budget.cost_drawn else ""
+    return [
+        f"One of these trials takes {_figure(cost.low)} to {_figure(cost.high)} times the operations of one with the "
+        f"space's own settings, {_figure(cost.mean)} on average if all proposals are as likely "
+        f"({', '.join(last_words(budget.costly).values())}{counted})."
+    ]
+
+
+def _storage(budget) -> str:
+    total = _bytes(budget.storage_bytes)
+    if budget.costly:
+        return f"at most {total} of checkpoints, {_bytes(budget.checkpoint_bytes)} each with the space's own network"
+    return f"{total} of checkpoints, {_bytes(budget.checkpoint_bytes)} each"
 
 
 def _after(budget) -> str:

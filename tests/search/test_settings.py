@@ -175,3 +175,12 @@ def test_what_differs_and_what_a_clustering_depends_on():
     kmeans = frozen({**dict(temi), "clustering.method": "kmeans"})
     assert of_clusterings(kmeans) == (("clustering.method", "kmeans"), ("features.extractor", "x"))
     assert [is_whole(own) for own in (3, 3.0, True, None, "x")] == [True, False, False, False, False]
+
+
+def test_a_share_of_a_range_is_where_so_many_draws_lie_below():
+    dice = random.Random(5)
+    for values in (Range(low=2, high=4), Range(low=1e-4, high=1e-2, log=True)):
+        draws = [values.draw(dice, whole=False) for _ in range(4000)]
+        for share in (0.1, 0.5, 0.9):
+            assert np.quantile(draws, share) == pytest.approx(values.at(share, whole=False), rel=0.1)
+    assert Range(low=2, high=5).at(0.5, whole=True) in (3, 4)

@@ -144,3 +144,20 @@ def test_what_proposals_are_made_of_is_told(run, tmp_path, trials, how):
     code, out, _ = run("plan", tmp_path / "space.yaml", "--gpus", "8xA100")
     assert (code, f"{trials} trials of C with learning_rate, gamma ({how})" in out) == (0, True)
     assert f"all {trials} candidates to the last rung" in out
+
+
+def test_how_far_trials_differ_in_cost_is_told_where_networks_are_searched(run, tmp_path):
+    also = "also: {network.num_blocks: [2, 4], training.learning_rate: [1e-3, 2e-3]}"
+    text = (SPACES / "cifar10.yaml").read_text().replace("candidates:\n", f"candidates:\n  {also}\n")
+    (tmp_path / "space.yaml").write_text(text)
+    code, out, _ = run("plan", tmp_path / "space.yaml", "--gpus", "8xA100")
+    told = re.search(
+        r"One of these trials takes (\S+) to 1 times the operations of .*, (\S+) on average .*\(num_blocks\)", out
+    )
+    assert code == 0
+    # With 2 of 4 blocks a level of the encoder has 2 of 4, and one of the decoder 3 of 5.
+    assert 0.5 < float(told[1]) < 0.6
+    assert float(told[2]) == pytest.approx((float(told[1]) + 1) / 2, abs=0.01)
+    assert "Storage: at most " in out
+    code, out, _ = run("plan", SPACES / "cifar10.yaml", "--gpus", "8xA100")
+    assert (code, "One of these trials takes" in out) == (0, False)
