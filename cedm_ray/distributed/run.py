@@ -194,13 +194,14 @@ def _run_tasks(
     show = _printing_to(sys.stdout, show)
     # Asked of a GPU only where a fit's share of it is to be found.
     one_gpu = gpu_bytes() if space.resources.fit.gpus is None else None
+    # Asked again and again, because a cluster grows and shrinks.
+    cluster = Remembered(lambda: cluster_nodes(one_gpu))
     driver = Driver(
         study=study,
         space=space,
         goal=goal,
         images=images,
-        # Asked again and again, because a cluster grows and shrinks.
-        cluster=_remembered(lambda: cluster_nodes(one_gpu)),
+        cluster=cluster,
         show=show,
         labels=labels,
     )
@@ -227,7 +228,7 @@ def _run_tasks(
             name=f"run-{runs + 1:03d}",
             storage_path=str(study.ray.absolute()),
             callbacks=[
-                DriverNews(driver, searcher, registry, show),
+                DriverNews(driver, searcher, registry, show, cluster.forget),
                 DriverMetrics(driver, searcher.names, study_metrics(study.path.absolute().name)),
             ],
             # What died is begun again by the driver, which knows what it died of and where there is room now.
@@ -295,17 +296,22 @@ def _printing_to(stdout: TextIO, show: Show) -> Show:
     return shown
 
 
-def _remembered(ask: Callable[[], Cluster]) -> Callable[[], Cluster]:
+class Remembered:
     """The same question, answered from memory for a second: it is asked at every step of every task."""
-    last: list[tuple[float, Cluster]] = []
 
-    def answer() -> Cluster:
+    def __init__(self, ask: Callable[[], Cluster]) -> None:
+        self._ask = ask
+        self._last: tuple[float, Cluster] | None = None
+
+    def __call__(self) -> Cluster:
         now = time.monotonic()
-        if not last or now - last[0][0] > _REMEMBER_S:
-            last[:] = [(now, ask())]
-        return last[0][1]
+        if self._last is None or now - self._last[0] > _REMEMBER_S:
+            self._last = now, self._ask()
+        return self._last[1]
 
-    return answer
+    def forget(self) -> None:
+        """Something died: what was there before it is no answer to whether its machine still is."""
+        self._last = None
 
 
 def _keep_best(study: Study, space: SearchSpace, images: ImageSet, show: Show) -> None:

@@ -6,7 +6,7 @@ nothing of ours goes in there.
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +133,15 @@ class DriverScheduler(_Unpickled, FIFOScheduler):
 
 
 class DriverNews(_Unpickled, tune.Callback):
-    """Brings the driver progress, ends and failures, and reaps what a trial's workers left behind."""
+    """Brings the driver progress, ends and failures, and reaps what a trial's workers left behind.
 
-    def __init__(self, driver: Driver, searcher: DriverSearcher, registry: Any, show: Any) -> None:
-        self.driver, self.searcher, self.registry, self.show = driver, searcher, registry, show
+    died: called before the driver hears of a death, which may be that of a machine.
+    """
+
+    def __init__(
+        self, driver: Driver, searcher: DriverSearcher, registry: Any, show: Any, died: Callable[[], None]
+    ) -> None:
+        self.driver, self.searcher, self.registry, self.show, self.died = driver, searcher, registry, show, died
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         name = self.searcher.names[trial.trial_id]
@@ -177,6 +182,7 @@ class DriverNews(_Unpickled, tune.Callback):
         self._reap(trial)
         text = _error_text(trial)
         lines = text.strip().splitlines() or ["its process died"]
+        self.died()
         with _errors_end(self.driver):
             self.driver.die(self.searcher.names[trial.trial_id], lines[-1], out_of_memory=is_out_of_memory(text))
 

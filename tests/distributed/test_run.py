@@ -97,6 +97,18 @@ def test_changed_images_and_a_changed_space_are_refused(space, study, shown, tmp
     assert "goes on with its own copy" in shown[-1].text
 
 
+def test_the_cluster_is_remembered_for_a_second_and_until_something_died(monkeypatch):
+    answers = iter("abc")
+    clock = [100.0]
+    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+    cluster = run.Remembered(lambda: next(answers))
+    assert [cluster(), cluster()] == ["a", "a"]
+    clock[0] += 1.5
+    assert [cluster(), cluster()] == ["b", "b"]
+    cluster.forget()
+    assert cluster() == "c"
+
+
 def test_the_kept_model_is_measured_once_and_by_the_same_call_as_the_verb(done, tiny_space, shown, monkeypatch):
     measured = tiny_space.model_copy(update={"finals": tiny_space.finals.model_copy(update={"evaluate": True})})
     images = open_image_set(done.images)
