@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import ActorUnavailableError
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -29,6 +30,8 @@ HEAD_SHARE = {"node:__internal_head__": 0.001}
 IDLE_S = 5.0
 """How long the process of an ended task waits for another."""
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory", "due to memory pressure")
+# Of a process that died its machine tells at once; where the machine is lost nobody does.
+_UNREACHABLE = ActorUnavailableError.__name__
 _REPORT_FIELDS = tuple(TrialReport.__dataclass_fields__)
 
 
@@ -184,7 +187,12 @@ class DriverNews(_Unpickled, tune.Callback):
         lines = text.strip().splitlines() or ["its process died"]
         self.died()
         with _errors_end(self.driver):
-            self.driver.die(self.searcher.names[trial.trial_id], lines[-1], out_of_memory=is_out_of_memory(text))
+            self.driver.die(
+                self.searcher.names[trial.trial_id],
+                lines[-1],
+                out_of_memory=is_out_of_memory(text),
+                unreachable=_UNREACHABLE in text,
+            )
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Only where Ray itself knows that the machine was taken back: then Tune begins again without asking."""

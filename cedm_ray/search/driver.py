@@ -7,6 +7,7 @@ answers. Only one driver works on a study at a time; the study's lock sees to th
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,6 +24,10 @@ from cedm_ray.search.study import FitRecord, Study
 
 ATTEMPTS = 2
 """Deaths of a task's process, on machines that are still there, that are one too many."""
+
+DOUBT_S = 30.0
+"""So long nothing is started on a machine whose process cannot be reached: Ray takes some 15 s to find out that a
+machine is gone."""
 
 
 class Driver:
@@ -62,14 +67,17 @@ class Driver:
         self._waves_recorded, self._proposals_recorded = 0, len(study.proposals())
         self._record_candidates()
         self._deaths: dict[str, list[Resources]] = {}
+        # Machines in doubt, and until when in monotonic seconds.
+        self._doubted: dict[str, float] = {}
         self._short_of_memory: set[str] = set()
         self._said_to_wait = False
         self._later: list[Callable[[], None]] = []
         # What the records leave open: a driver may have died before it wrote, or a failure was removed.
         self._record(self._contest.settle())
-        now = cluster()
+        # The last cluster seen that had GPUs, if one had: what needs a GPU waits where all of them are lost.
+        self._hardware = cluster()
         for task in _kinds_of_tasks(goal):
-            self._refuse_what_never_fits(task, now)
+            self._refuse_what_never_fits(task, self._hardware)
 
     @property
     def over(self) -> bool:
@@ -99,22 +107,22 @@ class Driver:
         if self.over:
             self._say_later()
             return None
-        cluster = self._cluster()
+        cluster = self._trusted()
         room = Room(cluster)
         for _, held in self.live.values():
             room.take(held)
-        smallest = needs(self.space, FitTask(num_clusters=2, repeat=0), cluster, self._features_shapes[None])
-        trial = needs(self.space, TrainTask(num_clusters=2), cluster)
+        smallest = needs(self.space, FitTask(num_clusters=2, repeat=0), self._hardware, self._features_shapes[None])
+        trial = needs(self.space, TrainTask(num_clusters=2), self._hardware)
         running_fits = sum(isinstance(task, FitTask) for task, _ in self.live.values())
         free_fits = room.count(smallest, max(0, self.space.resources.fit.at_once - running_fits))
         free_trials = room.count(trial, 1)
         task = self.agenda.ask(free_fits=free_fits, free_trials=free_trials)
-        held = None if task is None else self._placed(task, room, cluster)
+        held = None if task is None else self._placed(task, room)
         if isinstance(task, FitTask) and held is None:
             # It is the most urgent one, and what it waits for must not go to others; a trial takes no memory from it.
             self.agenda.forget(task)
             task = self.agenda.ask(free_fits=0, free_trials=free_trials)
-            held = None if task is None else self._placed(task, room, cluster)
+            held = None if task is None else self._placed(task, room)
         if task is None:
             self._say_later()
             self._say_if_nothing_can_start(cluster)
@@ -177,14 +185,17 @@ class Driver:
                 self._show(Notice(text=f"{name} lost its machine and goes on elsewhere from its checkpoint"))
         self._show(Progress(task=name, done=1, total=1, unit="", ended=True))
 
-    def die(self, name: str, text: str, *, out_of_memory: bool = False) -> None:
+    def die(self, name: str, text: str, *, out_of_memory: bool = False, unreachable: bool = False) -> None:
         """A task's process died, or raised what we did not expect. It is tried again where that may help.
 
         What a lost machine took with it is begun again as often as that happens. A process that dies on machines which
         are still there is tried again once, and once more after every rung that the trial gets to. One that ran out of
-        memory is tried again once, with half the microbatch.
+        memory is tried again once, with half the microbatch. unreachable: nobody says that it died, but nobody reaches
+        it, so that its machine is most likely lost.
         """
         task, held = self.live[name]
+        if unreachable:
+            self._doubted |= dict.fromkeys(held.nodes, time.monotonic() + DOUBT_S)
         if out_of_memory:
             if name in self._short_of_memory:
                 self.fail(name, f"oom: {text}")
@@ -194,10 +205,13 @@ class Driver:
         else:
             deaths = self._deaths.setdefault(name, [])
             deaths.append(held)
-            if sum(self._all_there(death) for death in deaths) >= ATTEMPTS:
+            # Whether the machine of one that nobody reaches is there, the next death will tell.
+            told = deaths[:-1] if unreachable else deaths
+            if sum(self._all_there(death) for death in told) >= ATTEMPTS:
                 self.fail(name, text)
                 return
-            said = "lost its process and goes on from its checkpoint"
+            lost = "machine" if unreachable else "process"
+            said = f"lost its {lost} and goes on from its checkpoint"
         del self.live[name]
         self.agenda.forget(task)
         self._show(Progress(task=name, done=1, total=1, unit="", ended=True))
@@ -217,14 +231,24 @@ class Driver:
         self._record(self._contest.settle())
         self.fatal = self.fatal or dead_end(self.study, self.agenda)
 
-    def _placed(self, task: Task, room: Room, cluster: Cluster) -> Resources | None:
+    def _trusted(self) -> Cluster:
+        """The cluster as it is now, without machines in doubt."""
+        found, now = self._cluster(), time.monotonic()
+        if found.total.gpus or not self._hardware.total.gpus:
+            self._hardware = found
+        self._doubted = {name: until for name, until in self._doubted.items() if until > now}
+        if not self._doubted:
+            return found
+        return replace(found, nodes=tuple(node for node in found.nodes if node.name not in self._doubted))
+
+    def _placed(self, task: Task, room: Room) -> Resources | None:
         """What a task holds and where it goes; None where it finds no place now. A fit takes none that a trial needs,
         as far as there is another."""
         extractor = dict(task.changes).get(EXTRACTOR) if isinstance(task, FitTask) else None
         if extractor not in self._features_shapes:
             self._features_shapes[extractor] = features_shape(self.study, extractor)
-        wanted = needs(self._own_space(task), task, cluster, self._features_shapes[extractor])
-        trial = needs(self.space, TrainTask(num_clusters=2), cluster)
+        wanted = needs(self._own_space(task), task, self._hardware, self._features_shapes[extractor])
+        trial = needs(self.space, TrainTask(num_clusters=2), self._hardware)
         nodes = room.place(wanted, beside=trial if isinstance(task, FitTask) else None)
         return None if nodes is None else wanted.on(nodes)
 
@@ -238,7 +262,7 @@ class Driver:
 
     def _refuse_what_never_fits(self, task: Task, cluster: Cluster) -> None:
         """Raise ConfigurationError where the whole cluster, empty, has no place for a task."""
-        wanted = needs(self.space, task, cluster, self._features_shapes[None])
+        wanted = needs(self.space, task, self._hardware, self._features_shapes[None])
         if Room(cluster).place(wanted) is not None:
             return
         kind, total = "fit" if isinstance(task, FitTask) else "trial", cluster.total

@@ -74,8 +74,8 @@ class FakeDriver:
     def end(self, name):
         self.told.append(("end", name))
 
-    def die(self, name, text, *, out_of_memory=False):
-        self.told.append(("die", name, text, out_of_memory))
+    def die(self, name, text, *, out_of_memory=False, unreachable=False):
+        self.told.append(("die", name, text, *(["memory"] if out_of_memory else []), *(["far"] if unreachable else [])))
 
     def fail(self, name, text, *, fatal=None):
         self.told.append(("fail", name, text, fatal))
@@ -154,7 +154,15 @@ def test_a_lost_process_is_told_by_its_last_line(study, space, shown, tmp_path):
     trial = SimpleNamespace(trial_id="t", error_file=str(tmp_path / "error.txt"))
     news(driver, shown).on_trial_error(1, [], trial)
     # Asked anew first: what died may be the machine.
-    assert driver.told == ["who is there?", ("die", "c00004", "ActorDiedError: killed", False)]
+    assert driver.told == ["who is there?", ("die", "c00004", "ActorDiedError: killed")]
+
+
+def test_a_process_that_nobody_reaches_is_told_apart_from_one_that_died(study, space, shown, tmp_path):
+    driver = FakeDriver(study, space)
+    last = "ray.exceptions.ActorUnavailableError: The actor a is unavailable: RpcError: RPC error: Socket closed"
+    (tmp_path / "error.txt").write_text(f"Traceback ...\n{last}\n")
+    news(driver, shown).on_trial_error(1, [], SimpleNamespace(trial_id="t", error_file=str(tmp_path / "error.txt")))
+    assert driver.told[-1] == ("die", "c00004", last, "far")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +179,7 @@ def test_a_process_that_ran_out_of_memory_is_told_as_that(study, space, shown, e
     (tmp_path / "error.txt").write_text(f"Traceback ...\n{error}\n")
     trial = SimpleNamespace(trial_id="t", error_file=str(tmp_path / "error.txt"))
     news(driver, shown).on_trial_error(1, [], trial)
-    assert driver.told[-1] == ("die", "c00004", error, True)
+    assert driver.told[-1] == ("die", "c00004", error, "memory")
 
 
 def test_what_waits_for_a_machine_that_is_gone_is_given_up(study, space):

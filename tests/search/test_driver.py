@@ -10,7 +10,7 @@ from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.errors import ConfigurationError, IntegrityError, LockedError, NoUsableResultError, StorageError
 from cedm_ray.lock import exclusive_lock
-from cedm_ray.search.driver import Driver
+from cedm_ray.search.driver import DOUBT_S, Driver
 from cedm_ray.search.goals import FitTask, Goal, Proposal, TrainTask
 from cedm_ray.search.packing import GIB, Node
 from cedm_ray.search.packing import Cluster as Hardware
@@ -283,6 +283,48 @@ def test_lost_machines_are_no_attempts_however_many(played, tmp_path):
         cluster.start_all()
     assert cluster.study.failures() == {}
     assert UNCONDITIONAL in cluster.driver.live
+
+
+def test_a_machine_whose_process_nobody_reaches_gets_no_task_for_a_while(played, tmp_path, monkeypatch):
+    """Ray still counts it for some seconds. What lay on it begins elsewhere, and none of that is an attempt."""
+    clock = [100.0]
+    monkeypatch.setattr("cedm_ray.search.driver.time.monotonic", lambda: clock[0])
+    space = played.space_of(resources={"fit": {"at_once": 1}, "trial": {"cpus": 8}})
+    cluster = played.Cluster(tmp_path, space, nodes={"a": (8, 0), "b": (1, 0), "c": (8, 0)})
+    cluster.start_all()
+    held = cluster.driver.live[UNCONDITIONAL][1].nodes
+    cluster.driver.die(UNCONDITIONAL, "killed")
+    cluster.start_all()
+    assert cluster.driver.live[UNCONDITIONAL][1].nodes == held
+    cluster.driver.die(UNCONDITIONAL, "unavailable", unreachable=True)
+    assert "lost its machine" in cluster.notices[-1]
+    cluster.start_all()
+    (other,) = {"a", "c"} - set(held)
+    assert cluster.driver.live[UNCONDITIONAL][1].nodes == (other,)
+    # So does the second, and nothing is left that is trusted.
+    del cluster.nodes[held[0]]
+    cluster.driver.die(UNCONDITIONAL, "unavailable", unreachable=True)
+    assert UNCONDITIONAL not in [task.name for task in cluster.start_all()]
+    assert cluster.study.failures() == {}
+    # It was only slow to answer, so that the machine is used again, and what died there was an attempt all the same.
+    clock[0] += DOUBT_S
+    assert UNCONDITIONAL in [task.name for task in cluster.start_all()]
+    cluster.driver.die(UNCONDITIONAL, "killed again")
+    assert cluster.study.failures() == {UNCONDITIONAL: "killed again"}
+
+
+def test_where_all_gpus_are_lost_trials_wait_for_others_and_do_not_go_to_the_heads_cores(played, tmp_path):
+    cluster = played.Cluster(tmp_path, played.space_of(), nodes={"head": (8, 0), "a": (8, 2)})
+    cluster.start_all()
+    assert cluster.driver.live[UNCONDITIONAL][1].nodes == ("a",)
+    del cluster.nodes["a"]
+    for name in list(cluster.driver.live):
+        cluster.driver.die(name, "unavailable", unreachable=True)
+    assert cluster.start_all() == []
+    assert "waiting for machines: one" in cluster.notices[-1]
+    cluster.nodes["b"] = (8, 2)
+    assert UNCONDITIONAL in [task.name for task in cluster.start_all()]
+    assert cluster.driver.live[UNCONDITIONAL][1].nodes == ("b",)
 
 
 def test_what_ran_out_of_memory_gets_half_the_microbatch_once_and_then_fails_as_oom(played, tmp_path):
