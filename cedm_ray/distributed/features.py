@@ -19,24 +19,30 @@ from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
 _POLL_S = 2.0
+RESTARTS = 2
+"""How often a worker is started anew, on another machine where its own is gone."""
 
 
-@ray.remote(max_concurrency=2)
-class _ExtractionWorker:
-    """One copy of the extractor. It answers how far it is while it works."""
+class ExtractionWorker:
+    """One copy of the extractor. It answers how far it is while it works. A shard is a function of the images and the
+    extractor, so that asking for it again is safe."""
 
     def __init__(self, images: str, config: dict[str, Any], gpus: float) -> None:
         self.place, self.config, self.gpus = Path(images), FeaturesConfig.model_validate(config), gpus
         self.rows = 0
+        self.opened = False
 
     def open(self) -> int:
         """Open everything. Not when the actor is made, where Ray would make its own of an error of ours."""
-        self.images = open_image_set(self.place)
-        self.extractor = _open(self.config, self.images, choose_device(self.gpus))
+        if not self.opened:
+            self.images = open_image_set(self.place)
+            self.extractor = _open(self.config, self.images, choose_device(self.gpus))
+            self.opened = True
         return 0
 
     def run(self, folder: str, index: int, batch_size: int, shard_rows: int) -> None:
-        """Extract one shard."""
+        """Extract one shard. Opens what it needs where it was started anew."""
+        self.open()
         before, rows = self.rows, 0
         sizes = {"batch_size": batch_size, "shard_rows": shard_rows}
         for rows in extract_shard(self.images, self.extractor, Path(folder), index, **sizes):
@@ -58,10 +64,11 @@ def prepare_features(
 ) -> tuple[np.ndarray, str]:
     """The features [N, D] of the image set and their key; shards that are there and valid are not computed again.
 
-    One worker for every GPU, or for every core where there is none, but not more than there are shards to do. A file of
-    weights that the space names must be there under that path on every node. shard_rows: images of a shard. Raises
-    InputDataError and ConfigurationError as the extractor does, and InputDataError naming images whose features are
-    not finite.
+    One worker for every GPU, or for every core where there is none, but not more than there are shards to do; one that
+    is lost is started anew and its shard computed again. A file of weights that the space names must be there under
+    that path on every node. shard_rows: images of a shard. Raises InputDataError and ConfigurationError as the
+    extractor does, InputDataError naming images whose features are not finite, and TryAgainError where a worker is lost
+    more than twice.
     """
     # Opened here as well: a missing weight file is then found before any worker starts.
     extractor = _open(space.features, images, "cpu")
@@ -121,10 +128,13 @@ def _extract(
     config = located(space).features
     arguments = (str(study.images.absolute()), config.model_dump(mode="json"), gpus)
     held = {"num_cpus": 1, "num_gpus": gpus, "memory": memory}
-    workers: list[Any] = [_ExtractionWorker.options(**held).remote(*arguments) for _ in range(count)]
+    again = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+    worker_class = ray.remote(max_concurrency=2, **held, **again)(ExtractionWorker)
+    workers: list[Any] = [worker_class.remote(*arguments) for _ in range(count)]
     waiting = list(missing)
     shards: dict[Any, Any] = {}
-    questions = {worker.open.remote(): worker for worker in workers}
+    # Not asked again, or Ray would report each that still waits for a place at the end.
+    questions = {worker.open.options(max_task_retries=0).remote(): worker for worker in workers}
     rows: dict[Any, int] = {}
 
     def hand_shard_to(worker: Any) -> None:

@@ -1,5 +1,7 @@
 """Extraction by actors gives the bytes that one process gives, and does again only what is missing or damaged."""
 
+import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -35,6 +37,26 @@ def test_actors_extract_what_one_process_extracts_and_mend_a_damaged_shard(clust
     features.prepare_features(study, space, images, cluster_resources(), shown.append)
     assert shard.read_bytes() == whole
     assert any(isinstance(event, Notice) and "computed again" in event.text for event in shown)
+
+
+def test_a_lost_worker_is_started_anew_and_its_shard_computed_again(
+    cluster, space, study, shown, tmp_path, monkeypatch
+):
+    class DyingOnce(features.ExtractionWorker):
+        """Its process dies in the middle of the second shard."""
+
+        def run(self, folder, index, *sizes):
+            if index == 1 and not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().run(folder, index, *sizes)
+
+    images = prepare_images(study, space, shown.append)
+    monkeypatch.setattr(features, "ExtractionWorker", DyingOnce)
+    found, _ = features.prepare_features(study, space, images, cluster_resources(), shown.append, shard_rows=100)
+    assert (tmp_path / "died").exists()
+    expected = open_extractor("pixels", images)(torch.from_numpy(np.array(images.pixels)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def with_extractor(space, **features):
