@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import yaml
+
 from cedm_ray import durable
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -64,3 +66,19 @@ def test_like_a_study_without_a_bound_ends_with_2(run, fresh, digit_folder, tmp_
     code, _, err = run("search", "--like", fresh.path, "--images", digit_folder, "--study", tmp_path / "new")
     assert code == 2
     assert "no C_max" in err
+
+
+def test_a_search_of_which_some_trials_failed_has_its_answer_and_ends_with_4(run, done, tiny_space, tmp_path):
+    """Fault 3, its end: attempts exhausted are data, and how to try them again is said."""
+    place = tmp_path / "space.yaml"
+    place.write_text(yaml.safe_dump(tiny_space.model_dump(mode="json")))
+    code, out, _ = run("search", place, "--study", done.path)
+    assert (code, "killed twice" in out) == (0, False)
+    best = durable.read_record(done.path / "result.json")["best"]
+    other = next(name for name in done.trials() if name not in (best, "unconditional"))
+    done.write_failure(other, "killed twice")
+    code, out, err = run("search", place, "--study", done.path)
+    assert code == 4
+    assert "killed twice" in out
+    assert "<- C_V" in out
+    assert f"remove their records in {done.path / 'failures'}" in err
