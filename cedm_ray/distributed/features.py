@@ -1,5 +1,6 @@
 """Feature extraction over a cluster: plain actors, each with its own shards of the image set."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.inventory import cluster_nodes
 from cedm_ray.distributed.session import get
 from cedm_ray.distributed.tasks import choose_device, located
+from cedm_ray.errors import TryAgainError
 from cedm_ray.features.extractors import Extractor, FeaturesConfig, open_extractor
 from cedm_ray.features.store import SHARD_ROWS, extract_shard, feature_key, merge_shards, num_shards, shard_fault
 from cedm_ray.search.packing import PROCESS_BYTES, Node, Resources
@@ -155,12 +157,16 @@ def _extract(
                     hand_shard_to(shards.pop(call))
                     continue
                 worker = questions.pop(call)
-                new = worker not in rows
-                rows[worker] = get(call)
-                if new:
+                if worker not in rows:
+                    rows[worker] = get(call)
                     hand_shard_to(worker)
+                    continue
+                # Of one that was lost the shard will tell; how far it is, is not worth more than a look.
+                with contextlib.suppress(TryAgainError):
+                    rows[worker] = get(call)
             asked = set(questions.values())
-            questions.update({worker.rows_done.remote(): worker for worker in rows if worker not in asked})
+            silent = [worker for worker in rows if worker not in asked]
+            questions.update({worker.rows_done.options(max_task_retries=0).remote(): worker for worker in silent})
             show(Progress(task="features", done=sum(rows.values()), total=total, unit="images"))
         show(Progress(task="features", done=total, total=total, unit="images", ended=True))
     finally:

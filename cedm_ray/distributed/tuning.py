@@ -5,6 +5,7 @@ nothing of ours goes in there.
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import ActorUnavailableError
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -30,8 +30,9 @@ HEAD_SHARE = {"node:__internal_head__": 0.001}
 IDLE_S = 5.0
 """How long the process of an ended task waits for another."""
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory", "due to memory pressure")
-# Of a process that died its machine tells at once; where the machine is lost nobody does.
-_UNREACHABLE = ActorUnavailableError.__name__
+# Of a process that died its machine tells at once; where the machine is lost nobody does. Tune keeps of an error its
+# text alone, so these are Ray's words for ActorUnavailableError: a test guards them.
+_UNREACHABLE = re.compile(r"^The actor [0-9a-f]+ is unavailable: ", re.MULTILINE)
 _REPORT_FIELDS = tuple(TrialReport.__dataclass_fields__)
 
 
@@ -191,7 +192,7 @@ class DriverNews(_Unpickled, tune.Callback):
                 self.searcher.names[trial.trial_id],
                 lines[-1],
                 out_of_memory=is_out_of_memory(text),
-                unreachable=_UNREACHABLE in text,
+                unreachable=_UNREACHABLE.search(text) is not None,
             )
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

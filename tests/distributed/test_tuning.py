@@ -6,6 +6,7 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE, _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.schedulers import TrialScheduler
@@ -159,10 +160,14 @@ def test_a_lost_process_is_told_by_its_last_line(study, space, shown, tmp_path):
 
 def test_a_process_that_nobody_reaches_is_told_apart_from_one_that_died(study, space, shown, tmp_path):
     driver = FakeDriver(study, space)
-    last = "ray.exceptions.ActorUnavailableError: The actor a is unavailable: RpcError: RPC error: Socket closed"
-    (tmp_path / "error.txt").write_text(f"Traceback ...\n{last}\n")
+    # As Tune writes it down.
+    last = str(ActorUnavailableError("RpcError: RPC error: Socket closed", bytes(range(16))))
+    (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at 2026-11-27_18-34-58)\n{last}\n")
     news(driver, shown).on_trial_error(1, [], SimpleNamespace(trial_id="t", error_file=str(tmp_path / "error.txt")))
-    assert driver.told[-1] == ("die", "c00004", last, "far")
+    assert driver.told[-1] == ("die", "c00004", last.splitlines()[-1], "far")
+    (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at 2026-11-27_18-34-58)\n{ActorDiedError()}\n")
+    news(driver, shown).on_trial_error(1, [], SimpleNamespace(trial_id="t", error_file=str(tmp_path / "error.txt")))
+    assert driver.told[-1][-1] != "far"
 
 
 @pytest.mark.parametrize(
