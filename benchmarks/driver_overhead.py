@@ -43,8 +43,8 @@ def pretended(
     """A StudyTask whose work is sleep.
 
     fit_s: seconds of the fit of C. used: clusters it uses. rung: of (C, rung), the seconds of training up to it and the
-    distance there. What it did when is written to `intervals` in the study: name, GPUs, beginning and end by the
-    machine's monotonic clock.
+    distance there. What it did when is written to `intervals` in the study, GPUs, beginning and end of each by the
+    machine's monotonic clock, and to `fitted` the beginning of each fit.
     """
 
     class PretendedTask(StudyTask):
@@ -53,6 +53,8 @@ def pretended(
 
         def _fit(self, study: Study) -> Iterator[Any]:
             c, started = self._task.num_clusters, time.monotonic()
+            (study.path / "fitted").mkdir(exist_ok=True)
+            (study.path / "fitted" / f"{self._task.name}.json").write_text(json.dumps(started))
             time.sleep(fit_s(c))
             labels = np.resize(np.arange(used(c), dtype=np.int32), 64)
             record = FitRecord(
