@@ -56,7 +56,7 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def space(images) -> SearchSpace:
     return SearchSpace.model_validate(
         {

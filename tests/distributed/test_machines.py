@@ -1,4 +1,8 @@
-"""Several machines, all of them on this one, or one that is lost (fault 6)."""
+"""A search on several machines, all of them on this one: what is found does not depend on how many there are, nor on
+which of them die on the way (faults 5 and 6).
+
+The search runs in a process of its own, because this one is connected to the tests' own cluster.
+"""
 
 import contextlib
 import json
@@ -16,8 +20,13 @@ import pytest
 import yaml
 
 from cedm_ray import durable
+from cedm_ray.data.image_set import open_image_set
 from cedm_ray.data.images_config import ImagesConfig
 from cedm_ray.data.importing import import_images
+from cedm_ray.distributed.run import run_study
+from cedm_ray.search.goals import Goal
+from cedm_ray.search.outcome import study_result
+from cedm_ray.search.results import UNCONDITIONAL
 from cedm_ray.search.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +66,93 @@ decoding._Run._next, decoding._Run._ask = next_of_all, ask_and_tell
 cli.main(["images", "import", source, "--size", "8", "--out", out, "--address", address], standalone_mode=False, obj={})
 Path(told).write_text(json.dumps(answered))
 """
+
+
+CHILD = """
+import json, os, sys, threading
+from pathlib import Path
+
+import ray
+
+from cedm_ray.diffusion.train import TrainProgress
+from cedm_ray.distributed import decoding, trainable
+from cedm_ray.distributed.run import run_study
+from cedm_ray.search.goals import Goal
+from cedm_ray.search.results import UNCONDITIONAL
+from cedm_ray.search.space import SearchSpace
+from cedm_ray.search.study import Study
+
+space, study, address, holds, levels = sys.argv[1:]
+
+
+class Held(trainable.StudyTask):
+    # The baseline stands still at every level, once: its process goes no further while it lives.
+    def _open(self, study, space, held):
+        events = super()._open(study, space, held)
+        if self._task.name == UNCONDITIONAL:
+            return self._held(events, study.images_saved(UNCONDITIONAL))
+        return events
+
+    def _held(self, events, began):
+        for event in events:
+            for level in json.loads(levels):
+                place = Path(holds, f"{level}.json")
+                if isinstance(event, TrainProgress) and event.images_seen >= level and not place.exists():
+                    told = {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "began": began}
+                    part = place.with_suffix(".part")
+                    part.write_text(json.dumps(told | {"seen": event.images_seen}))
+                    part.rename(place)
+                    threading.Event().wait()
+            yield event
+
+
+trainable.StudyTask = Held
+# As if they were many: all machines decode them.
+decoding.LARGE_IMAGES = 1
+space = SearchSpace.model_validate_json(space)
+run_study(Study(Path(study)), space, Goal(kind="search"), address=address, show=lambda event: print(event, flush=True))
+"""
+
+
+class Search:
+    """A search in a process of its own, whose baseline stands still at every level of images seen, once, until its
+    process dies: whoever is to lose a machine in the middle of an interval cannot be over before."""
+
+    def __init__(self, space, study, address, levels):
+        self.study, self.holds, self.log = study, study.path.with_suffix(".holds"), study.path.with_suffix(".log")
+        self.holds.mkdir()
+        arguments = [space.model_dump_json(), str(study.path), address, str(self.holds), json.dumps(levels)]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", CHILD, *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=ROOT
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()
+        self.process.wait()
+
+    def held_at(self, level, checkpoint):
+        """Who stands still there, once the checkpoint before it is whole."""
+        place = self.holds / f"{level}.json"
+        self._until(lambda: place.exists() and self.study.images_saved(UNCONDITIONAL) == checkpoint)
+        return json.loads(place.read_text())
+
+    def ends(self):
+        assert self.process.wait(PATIENCE_S) == 0, self._tail()
+
+    def _until(self, true):
+        give_up = time.monotonic() + PATIENCE_S
+        while not true():
+            assert self.process.poll() is None, f"the search ended before that: {self._tail()}"
+            assert time.monotonic() < give_up, f"nothing was heard of the search: {self._tail()}"
+            threading.Event().wait(0.05)
+
+    def _tail(self):
+        return self.log.read_text()[-3000:]
+
 
 SLOW = {"worker_register_timeout_seconds": 600, "agent_register_timeout_ms": 600_000}
 """Ray gives up a process that takes a minute to start, and starts another: on a busy machine that never ends."""
@@ -104,7 +200,7 @@ def announced(start):
 
 @contextlib.contextmanager
 def machines(cpus):
-    """A Ray cluster of one machine, its head, with so many cores."""
+    """A Ray cluster of one machine, its head, with so many cores; more are added to it."""
     from ray._private import services
     from ray._private.node import Node
     from ray.cluster_utils import Cluster
@@ -122,17 +218,103 @@ def machines(cpus):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
+def add(cluster, cpus):
+    """One more machine, and its id."""
+    node = cluster.add_node(num_cpus=cpus, object_store_memory=80_000_000, **ports())
+    return node.node_id, node
+
+
+CHECKPOINT = 250
+"""Images between checkpoints, the most that a lost machine may cost."""
+
+
+@pytest.fixture(scope="module")
 def searched(space):
-    """A trial takes two cores, which one machine has at a time, so that reports come in one order."""
+    """Trials of two cores, which run side by side where there are more, under a rule that does not ask who is first."""
     changes = {
-        "candidates": {"explicit": [2, 3, 4]},
+        "candidates": {"explicit": [2, 4]},
         "bound": {"alpha": 0.9, "c_start": 4, "c_limit": 8},
-        "rungs": {"rungs_kimg": [0.5, 1, 1.5], "reduction_factor": 2},
-        "checkpoints": {"every_kimg": 0.25},
+        "rungs": {"rungs_kimg": [0.5, 1], "reduction_factor": 2, "rule": "halving"},
+        "checkpoints": {"every_kimg": CHECKPOINT / 1000},
         "resources": {"fit": {"at_once": 2}, "trial": {"cpus": 2}},
     }
     return type(space).model_validate(space.model_dump() | changes)
+
+
+@pytest.fixture(scope="module")
+def one(cluster, searched, tmp_path_factory):
+    """The study of the same search on one machine."""
+    study = Study(tmp_path_factory.mktemp("one") / "study")
+    run_study(study, searched, Goal(kind="search"), address=None, show=lambda event: None)
+    return study
+
+
+def decided(study):
+    """What was decided on every trial at every rung in the end, and at how many images. Who waited for whom, and the
+    order, is a matter of who was quick."""
+    return {(one.trial, one.rung): (one.status, one.images_seen) for one in study.decisions()}
+
+
+def is_running(pid):
+    """Whether there is such a process; one that ended and that nobody waited for is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def measured(study):
+    return {trial: [report.distance for report in study.reports(trial)] for trial in study.trials()}
+
+
+def found(study, space):
+    return study_result(study, space, open_image_set(study.images))
+
+
+@pytest.mark.parametrize(
+    ("spare", "levels"),
+    [
+        # The only machine that has room for a trial dies, and another comes.
+        pytest.param(0, [900], id="two"),
+        # Two of them die in one interval: once a third goes on, once another comes.
+        pytest.param(2, [650, 900], id="three"),
+    ],
+)
+def test_lost_machines_cost_an_interval_at_most_and_change_nothing(one, searched, tmp_path, spare, levels):
+    """Fault 5. The head has room for fits alone."""
+    study = Study(tmp_path / "study")
+    with machines(1) as several:
+        alive = dict(add(several, cpus) for cpus in (2, spare) if cpus)
+        with Search(searched, study, several.address, levels) as search:
+            lives = []
+            for level in levels:
+                lives.append(search.held_at(level, checkpoint=level // CHECKPOINT * CHECKPOINT))
+                several.remove_node(alive.pop(lives[-1]["node"]), allow_graceful=False)
+                if not alive:
+                    alive = dict([add(several, 2)])
+            search.ends()
+            assert not any(is_running(life["pid"]) for life in lives)
+    assert len({life["node"] for life in lives}) == len(levels)
+    # Of each life, where it began; the last one is told by its report.
+    last = study.reports(UNCONDITIONAL)[1]
+    began = [life["began"] for life in lives[1:]] + [last.images_seen - last.trained_images]
+    again = [life["seen"] - taken_over for life, taken_over in zip(lives, began, strict=True)]
+    assert all(0 < repeated <= CHECKPOINT for repeated in again)
+    # It begins elsewhere at once: not after it was given to the same machine again, as long as Ray still counts that.
+    assert search.log.read_text().count(f"{UNCONDITIONAL} lost its machine and goes on from") == len(levels)
+    assert f"{UNCONDITIONAL} lost its machine and goes on elsewhere" not in search.log.read_text()
+    assert f"300 images are decoded on {1 + len(levels)} machines" in search.log.read_text()
+    assert open_image_set(study.images).digest == open_image_set(one.images).digest
+    assert study.failures() == {}
+    assert study.fits().keys() >= {"c00002-r0", "c00004-r0"}
+    assert decided(study) == decided(one)
+    assert {trial for trial, _ in decided(one)} == {UNCONDITIONAL, "c00002", "c00004"}
+    for trial, distances in measured(one).items():
+        assert measured(study)[trial] == pytest.approx(distances, rel=1e-9)
+    assert (found(study, searched).bound, found(study, searched).best) == (
+        found(one, searched).bound,
+        found(one, searched).best,
+    )
 
 
 def test_a_lost_head_ends_the_command_with_75_and_the_same_command_goes_on(searched, tmp_path):
