@@ -338,7 +338,10 @@ def main() -> None:
         "cpus": os.cpu_count(),
     }
     if arguments.ray:
-        result["check"] = {gpus: check_against_ray(gpus, arguments.first_rung) for gpus in arguments.sizes}
+        result["check"] = {}
+        for gpus in arguments.sizes:
+            result["check"][gpus] = check_against_ray(gpus, arguments.first_rung)
+            print(f"{gpus} GPUs a trial on Ray: {result['check'][gpus]}", file=sys.stderr, flush=True)
     print(json.dumps(result))
 
 
