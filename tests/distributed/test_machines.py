@@ -210,6 +210,8 @@ def machines(cpus):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(services, "get_node", patient(services.get_node))
         patch.setattr(Node, "start_ray_processes", announced(Node.start_ray_processes))
+        wait = Cluster._wait_for_node
+        patch.setattr(Cluster, "_wait_for_node", lambda self, node, timeout=0: wait(self, node, PATIENCE_S))
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, **head, **ports()})
         try:
             yield cluster
