@@ -21,6 +21,7 @@ from cedm_ray.data.edm_labels import DATASET_JSON, parse_labels
 from cedm_ray.data.entries import Entry, Listed, UnreadEntry, check_not_empty, is_hidden, sort_out
 from cedm_ray.data.files import read_file
 from cedm_ray.data.limits import LIMITS, RAISE, Limits, too_many
+from cedm_ray.data.names import Names
 from cedm_ray.errors import InputDataError
 
 # The name by which it is sorted, the path below the root, size in bytes or _FOLDER, time in nanoseconds.
@@ -80,7 +81,7 @@ def list_folder(
     InputDataError where it holds no image, too many files, or a dataset.json that breaks a rule.
     """
     listing = _Listing(root, limits, listed_so_far)
-    files, sizes_bytes, times_ns = _Paths(), array.array("q"), array.array("q")
+    files, sizes_bytes, times_ns = Names(), array.array("q"), array.array("q")
     # The next one last. Only of folders that are open at the moment every file is held here.
     ahead: list[_Found] = [("", "", _FOLDER, 0)]
     while ahead:
@@ -156,26 +157,6 @@ class _Listing:
             reason = "a symbolic link, which is not followed" if entry.is_symlink() else "not a regular file"
         if reason:
             self.refused.append(Refusal(name=name, reason=reason))
-
-
-class _Paths(Sequence):
-    """Paths one after another in one piece of memory: as strings they would take three times as much."""
-
-    def __init__(self) -> None:
-        self._text, self._ends = bytearray(), array.array("q", [0])
-
-    def append(self, path: str) -> None:
-        self._text += path.encode("utf-8", "surrogateescape")
-        self._ends.append(len(self._text))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, position: int) -> str:
-        if position < 0:
-            raise IndexError(position)
-        end = self._ends[position + 1]
-        return self._text[self._ends[position] : end].decode("utf-8", "surrogateescape")
 
 
 def _labels(root: Path, files: Sequence[str], refused: Sequence[Refusal], limits: Limits) -> np.ndarray | None:

@@ -15,7 +15,9 @@ statistics); `names_digest` is that of the names in row order, which no computat
 Shapes: N images, S image side.
 """
 
+import array
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,13 @@ import pyarrow.parquet as pq
 
 from cedm_ray.config import digest
 from cedm_ray.data.decoding import Refusal
+from cedm_ray.data.names import Names
 from cedm_ray.durable import BROKEN_ARRAY, read_record, sha256_file
 from cedm_ray.errors import InputDataError, IntegrityError
 
 PIXELS, INDEX, MANIFEST = "pixels.npy", "index.parquet", "manifest.json"
+# Lines of the index that are looked at together.
+_LINES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +50,7 @@ class ImageSet:
     """
 
     name: str
-    names: tuple[str, ...]
+    names: Sequence[str]
     pixels: np.ndarray
     digest: str
     refused: tuple[Refusal, ...] = ()
@@ -103,33 +108,34 @@ def open_image_set(folder: Path, *, verify: bool = False) -> ImageSet:
             raise _damaged(folder / INDEX, "its checksum does not match the manifest's")
     except OSError as error:
         raise _damaged(folder / INDEX, error.strerror or str(error)) from None
-    names, reasons, labels = _read_index(folder / INDEX)
+    names, refused, labels = _read_index(folder / INDEX)
     return ImageSet(
         name=manifest["name"],
-        names=tuple(name for name, reason in zip(names, reasons, strict=True) if reason is None),
+        names=names,
         pixels=pixels,
         digest=manifest["digest"],
-        refused=tuple(
-            Refusal(name=name, reason=reason) for name, reason in zip(names, reasons, strict=True) if reason is not None
-        ),
+        refused=refused,
         fingerprint=manifest["fingerprint"],
         labels=labels,
     )
 
 
-def _read_index(path: Path) -> tuple[list[str], list[str | None], np.ndarray | None]:
-    """(names, reasons) of every line, and the labels of the rows."""
+def _read_index(path: Path) -> tuple[Names, tuple[Refusal, ...], np.ndarray | None]:
+    """The names of the rows, what was refused, and the labels of the rows."""
+    names, refused, labels = Names(), [], array.array("i")
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         # Sets of earlier versions have no column of labels.
         labelled = "label" in file.schema_arrow.names
-        index = file.read(columns=["name", "reason", *(["label"] if labelled else [])])
-    names, reasons = index["name"].to_pylist(), index["reason"].to_pylist()
-    if not labelled:
-        return names, reasons, None
-    labels = [label for label, reason in zip(index["label"].to_pylist(), reasons, strict=True) if reason is None]
-    if None in labels:
-        return names, reasons, None
-    return names, reasons, np.array(labels, dtype=np.int32)
+        for batch in file.iter_batches(_LINES, columns=["name", "reason", *(["label"] if labelled else [])]):
+            for name, reason, *label in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                if reason is not None:
+                    refused.append(Refusal(name=name, reason=reason))
+                    continue
+                names.append(name)
+                labelled = labelled and label[0] is not None
+                if labelled:
+                    labels.append(label[0])
+    return names, tuple(refused), np.frombuffer(labels, np.int32) if labelled and names else None
 
 
 def _verify(path: Path, pixels: np.ndarray, manifest: dict[str, Any]) -> None:

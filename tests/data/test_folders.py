@@ -30,9 +30,6 @@ def test_folders_and_files_have_the_order_of_their_whole_names(tmp_path, png):
     assert list(source.files) == sorted(names)
     assert [item.name for item in source] == sorted(names)
     assert len(names) > 100
-    for position in (-1, len(names)):
-        with pytest.raises(IndexError):
-            source.files[position]
 
 
 def test_the_list_of_a_folder_takes_little_memory(tmp_path):
