@@ -9,9 +9,11 @@ Shapes: N images, S image side.
 import contextlib
 import functools
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -91,8 +93,12 @@ def _make_set(
         for path in folder.iterdir():
             if is_temporary(path):
                 path.unlink()
-        with _temporary_file(folder / PIXELS) as pixels, _temporary_file(folder / INDEX) as index:
-            written = yield from _copy_images(source, config, _Pixels(file=pixels), index, decode)
+        with (
+            _temporary_file(folder / PIXELS) as pixels,
+            _temporary_file(folder / INDEX) as index,
+            _Flushing(pixels) as flushing,
+        ):
+            written = yield from _copy_images(source, config, _Pixels(file=pixels, flushing=flushing), index, decode)
         shape = (written.count, 3, written.size, written.size)
         manifest = {
             "name": re.sub(r"[^A-Za-z0-9._-]", "-", source.name)[:64],
@@ -116,11 +122,38 @@ def _make_set(
         raise storage_error(error, folder, needed_bytes) from error
 
 
+class _Flushing:
+    """Brings what was written to a file to the disk in a thread, so that the end of a large one is not waited for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._thread = file, ThreadPoolExecutor(1)
+        self._last: Future | None = None
+
+    def __enter__(self) -> "_Flushing":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
+        if self._last is not None and error[0] is None:
+            self._last.result()
+
+    def begin(self) -> None:
+        """Begin with what is written now, unless the last time is not over. Raises OSError where that one failed."""
+        if self._last is not None:
+            if not self._last.done():
+                return
+            # The system tells of a failed write once; the flush at the end would not hear of it.
+            self._last.result()
+        self._file.flush()
+        self._last = self._thread.submit(os.fsync, self._file.fileno())
+
+
 @dataclass(slots=True, kw_only=True)
 class _Pixels:
     """`pixels.npy` while it is written. count: N so far. size: S. shards: those that are full."""
 
     file: BinaryIO
+    flushing: _Flushing
     count: int = 0
     size: int = 0
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -138,6 +171,7 @@ class _Pixels:
         size_bytes = pixels.nbytes
         if (self.count + 1 - self._first) * size_bytes > SHARD_BYTES and self.count > self._first:
             self._end_shard()
+            self.flushing.begin()
         self._waiting.append(pixels)
         self._waiting_bytes += size_bytes
         self.count += 1

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cedm_ray.config import digest
+from cedm_ray.data import importing
 from cedm_ray.data.decoding import Refusal
 from cedm_ray.data.image_set import open_image_set
 from cedm_ray.data.images_config import ImagesConfig
@@ -124,6 +127,18 @@ def test_a_finished_set_is_never_written_over(folder, tmp_path):
     run(import_images(config_of(folder), tmp_path / "set"))
     with pytest.raises(ValueError, match="folder must not hold an image set"):
         run(import_images(config_of(folder), tmp_path / "set"))
+
+
+def test_a_disk_that_fails_while_images_are_still_decoded_ends_the_import(folder, tmp_path, monkeypatch):
+    def fail(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    # Only what is flushed beside the decoding fails: the flush at the end would not be told of it again.
+    monkeypatch.setattr(importing, "os", SimpleNamespace(fsync=fail))
+    monkeypatch.setattr(importing, "SHARD_BYTES", 2 * 3 * 6 * 6)
+    with pytest.raises(StorageError, match="Input/output error"):
+        run(import_images(config_of(folder), tmp_path / "set"))
+    assert list((tmp_path / "set").iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_a_storage_error(folder, tmp_path):
