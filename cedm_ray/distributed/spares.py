@@ -8,7 +8,6 @@ but those seconds.
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,8 +24,7 @@ MOST = 8
 """Spare processes on one machine at the most: each holds some 0.4 GB of memory once torch is imported."""
 # A trial of hours may be what they wait for. They end with the driver in any case.
 _KEEP_S = 7 * 86_400
-_LOOK_S, _ANSWER_S, _START_S = 1.0, 5.0, 10.0
-"""Between two looks, for an answer, and for a process to be known to its machine: a second, and more on a busy one."""
+_LOOK_S, _ANSWER_S = 1.0, 5.0
 
 
 class Spares:
@@ -54,39 +52,17 @@ class Spares:
 
     def _keep(self, job: bytes, environment: str, end: threading.Event) -> None:
         machines: dict[str, Any] = {}
-        starting: dict[str, _Starting] = {}
         while True:
             for node, count in self.wanted.items():
                 with contextlib.suppress(LookupError, grpc.RpcError):
                     if node not in machines:
-                        machines[node], starting[node] = machine_of(node), _Starting()
-                    spare = spare_pids(machines[node], job)
-                    missing = min(count, MOST) - len(spare) - starting[node].count(spare)
+                        machines[node] = machine_of(node)
+                    # One that was started a second ago is known by now.
+                    missing = min(count, MOST) - len(spare_pids(machines[node], job))
                     if missing > 0:
                         _start(machines[node], job, environment, missing)
-                        starting[node].add(missing)
             if end.wait(_LOOK_S):
                 return
-
-
-class _Starting:
-    """Processes of one machine that were asked for and are not known there yet: they are not to be asked for again."""
-
-    def __init__(self) -> None:
-        self._given_up: list[float] = []
-        self._known: set[int] = set()
-
-    def add(self, count: int) -> None:
-        """So many are asked for now."""
-        self._given_up += [time.monotonic() + _START_S] * count
-
-    def count(self, spare: set[int]) -> int:
-        """How many still start, now that these are spare. One that does not come, or that had a task before it was
-        seen, is given up in time."""
-        come = len(spare - self._known)
-        self._known |= spare
-        self._given_up = [until for until in self._given_up[come:] if until > time.monotonic()]
-        return len(self._given_up)
 
 
 def machine_of(node: str) -> Any:

@@ -1,7 +1,6 @@
 """Processes ahead of their tasks, on a real machine of Ray's: the private calls that they need are there."""
 
 import os
-import threading
 import time
 
 import grpc
@@ -55,36 +54,6 @@ def test_no_more_are_started_than_are_missing(cluster, monkeypatch):
         with Spares({node: count}).kept():
             pass
     assert started == [2, spares.MOST - 3]
-
-
-@pytest.mark.parametrize(
-    ("patience_s", "looks", "expected"),
-    [
-        # A slow one is waited for, and its coming is not taken for more than it is.
-        (1e6, [set(), set(), {1}, {1}, {1, 2}], [2]),
-        # Where a task has taken one, or it went away, another is started.
-        (1e6, [set(), {1, 2}, {2}, {2}, {2, 3}], [2, 1]),
-        # What does not come is given up.
-        (-1.0, [set(), set(), {1}, {1, 2}], [2, 2, 1]),
-    ],
-)
-def test_one_that_still_starts_is_not_started_again(cluster, monkeypatch, patience_s, looks, expected):
-    started, left = [], list(looks)
-    done = threading.Event()
-
-    def look(machine, job):
-        if len(left) == 1:
-            done.set()
-            return left[0]
-        return left.pop(0)
-
-    monkeypatch.setattr(spares, "spare_pids", look)
-    monkeypatch.setattr(spares, "_start", lambda machine, job, environment, count: started.append(count))
-    monkeypatch.setattr(spares, "_START_S", patience_s)
-    monkeypatch.setattr(spares, "_LOOK_S", 0.001)
-    with Spares({cluster.get_runtime_context().get_node_id(): 2}).kept():
-        assert done.wait(60)
-    assert started == expected
 
 
 def test_a_machine_that_does_not_answer_is_no_error(cluster, monkeypatch):
