@@ -138,3 +138,17 @@ def test_a_killed_nested_trial_is_run_again_and_a_slow_driver_loses_no_report(cl
     assert [report.images_seen for report in study.reports("unconditional")] == [500, 1000]
     assert [decision.status for decision in study.decisions()] == ["running", "completed"]
     assert wait_until(lambda: no_group_is_left(cluster))
+
+
+def test_nested_trials_that_want_more_than_there_is_take_turns(cluster, space, study, shown):
+    """Two trials of two workers fill the cluster; the third waits until a whole one fits, with nothing taken before."""
+    three = with_workers(space, 2)
+    changes = {
+        "candidates": space.candidates.model_copy(update={"explicit": (2, 4)}),
+        "bound": space.bound.model_copy(update={"c_start": 4, "c_limit": 4, "alpha": 0.5}),
+        "rungs": space.rungs.model_copy(update={"rungs_kimg": (0.5,)}),
+    }
+    run.run_study(study, three.model_copy(update=changes), Goal(kind="search"), address=None, show=shown.append)
+    assert {trial for trial in study.trials() if study.reports(trial)} == {"unconditional", "c00002", "c00004"}
+    assert study.failures() == {}
+    assert wait_until(lambda: no_group_is_left(cluster))
