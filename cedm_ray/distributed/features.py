@@ -10,7 +10,7 @@ import ray
 
 from cedm_ray.data.image_set import ImageSet, open_image_set
 from cedm_ray.distributed.inventory import cluster_nodes
-from cedm_ray.distributed.session import get
+from cedm_ray.distributed.session import REPEATABLE, get
 from cedm_ray.distributed.tasks import choose_device, located
 from cedm_ray.errors import TryAgainError
 from cedm_ray.features.extractors import Extractor, FeaturesConfig, open_extractor
@@ -21,8 +21,6 @@ from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
 _POLL_S = 2.0
-RESTARTS = 2
-"""How often a worker is started anew, on another machine where its own is gone."""
 
 
 class ExtractionWorker:
@@ -130,8 +128,7 @@ def _extract(
     config = located(space).features
     arguments = (str(study.images.absolute()), config.model_dump(mode="json"), gpus)
     held = {"num_cpus": 1, "num_gpus": gpus, "memory": memory}
-    again = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
-    worker_class = ray.remote(max_concurrency=2, **held, **again)(ExtractionWorker)
+    worker_class = ray.remote(max_concurrency=2, **held, **REPEATABLE)(ExtractionWorker)
     workers: list[Any] = [worker_class.remote(*arguments) for _ in range(count)]
     waiting = list(missing)
     shards: dict[Any, Any] = {}

@@ -13,16 +13,15 @@ import numpy as np
 import ray
 
 from cedm_ray.distributed.inventory import cluster_resources
-from cedm_ray.distributed.session import get, ray_cluster
+from cedm_ray.distributed.session import REPEATABLE, get, ray_cluster
 from cedm_ray.distributed.tasks import choose_device
 from cedm_ray.search.driver import Resources
 from cedm_ray.search.sampling import SampleJob, Samples, open_sampler
 
 _SHARES_IN_FLIGHT, _SHARES_HELD = 2, 4
-_RESTARTS = 2
 
 
-@ray.remote(max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
+@ray.remote(**REPEATABLE)
 class _SamplingWorker:
     """One copy of the models. What it is asked for is a function of the seeds, so that asking again is safe."""
 

@@ -18,6 +18,10 @@ from ray.exceptions import RayError, RaySystemError, RayTaskError
 from cedm_ray.distributed.spares import PRELOADED
 from cedm_ray.errors import CedmError, ConfigurationError, TryAgainError
 
+REPEATABLE = {"max_restarts": 2, "max_task_retries": 2}
+"""Options of an actor whose answers are functions of what it is asked. One that is lost is started anew, on another
+machine where its own is gone, and asked again; after more than two losses Ray gives up."""
+
 _CONNECT_S = 5.0
 _AGAIN = "run the same command again: it continues where it stopped"
 _OBJECT_STORE_BYTES = 200_000_000

@@ -12,16 +12,15 @@ from typing import Any
 import ray
 
 from cedm_ray.distributed.inventory import cluster_resources
-from cedm_ray.distributed.session import get, ray_cluster
+from cedm_ray.distributed.session import REPEATABLE, get, ray_cluster
 from cedm_ray.distributed.tasks import choose_device
 from cedm_ray.evaluation.gathering import Part, Runner, Work, Worker
 from cedm_ray.search.results import Progress, Show
 
 _POLL_S = 2.0
-_RESTARTS = 2
 
 
-@ray.remote(max_concurrency=2, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
+@ray.remote(max_concurrency=2, **REPEATABLE)
 class _EvaluationWorker:
     """One copy of the networks. It answers how far it is while it works. A unit is a function of the work, so that
     asking for it again is safe."""
