@@ -1,7 +1,8 @@
 """What the driver and Ray cost a search: `python benchmarks/driver_overhead.py`.
 
 12 trials (11 C and the baseline) of 5 rungs each, through `run_study` as `cedm-ray search` calls it, on Ray started
-with fake cores. Everything is real but the work itself: images, features, neighbors, Ray Tune, processes, placement,
+with as many cores as this machine has, or `--cores`. Each trial's process takes some seconds of a core to start, with
+torch: cores that the machine does not have take none of that over. Everything is real but the work itself: images, features, neighbors, Ray Tune, processes, placement,
 records, the rung rule and the driver's decisions. Only the generator of a task is replaced, by one that sleeps for an
 interval between two rungs and writes the report or the fit that the real one would write; a fit takes no time. All
 distances are alike, so that no trial is stopped. The best model is not kept at the end, since none was trained.
@@ -128,7 +129,12 @@ def space_of(images: Path, **sections: Any) -> SearchSpace:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cores", type=int, default=4, help="fake cores, which is how many trials run side by side")
+    parser.add_argument(
+        "--cores",
+        type=int,
+        default=min(os.cpu_count() or 1, TRIALS),
+        help="how many trials run side by side, one on each; default: as many as the machine has",
+    )
     cores = parser.parse_args().cores
     import ray
 
