@@ -56,7 +56,7 @@ def _check_unchanged(images: ImageSet, config: ImagesConfig, study: Study, show:
     except InputDataError as error:
         show(Notice(text=f"the source is out of reach ({error}); the study goes on with its own copy of the images"))
         return
-    if images.fingerprint is None or now == images.fingerprint:
+    if images.fingerprint is None or now in (images.fingerprint, *study.same_sources()):
         return
     show(Notice(text=f"the files of {config.source} are not dated as they were: their contents are compared"))
     if not same_images(config, study.images):
@@ -64,6 +64,8 @@ def _check_unchanged(images: ImageSet, config: ImagesConfig, study: Study, show:
             f"the images at {config.source} are not those that {study.path} was begun with",
             mend="put the old images back, or begin a new study with another --study",
         )
+    # Reading a large source takes long, and every command that goes on with the study comes by here.
+    study.write_same_source(now)
 
 
 def prepare_neighbors(

@@ -5,6 +5,7 @@
       driver.lock  exit.json   who drives; how the last command ended       driver
       stop.json                which driver was last asked to stop          stop
       images/                  the image set                                driver
+      sources/SSSS.json        its source after files were copied or fetched anew: the same contents  driver
       features/KEY/            features of one extractor                    extraction
       neighbors.safetensors    nearest neighbours                           driver
       neighbors-DIGEST.safetensors  in the features of another extractor    driver
@@ -299,6 +300,15 @@ class Study:
 
     def _evaluation(self, name: str, key: str) -> Path:
         return self.path / "evaluations" / f"{name}-{key[:16]}.json"
+
+    def write_same_source(self, fingerprint: str) -> None:
+        """Record that a source of this fingerprint, which is not the image set's, was read and holds its images."""
+        self.confirm()
+        self._append("sources", 4, {"fingerprint": fingerprint})
+
+    def same_sources(self) -> set[str]:
+        """The fingerprints that `write_same_source` recorded."""
+        return {record["fingerprint"] for record in self._sequence("sources")}
 
     def write_timing(self, stage: str, seconds: float) -> None:
         """Record the wall seconds that a stage took in one run."""

@@ -67,6 +67,10 @@ def test_a_source_of_the_same_images_at_other_times_is_the_same_source(space, so
     assert prepare_images(study, space, shown.append).digest == images.digest
     (notice,) = shown
     assert "contents are compared" in notice.text
+    shown.clear()
+    monkeypatch.setattr(prepare_module, "same_images", None)
+    assert prepare_images(study, space, shown.append).digest == images.digest
+    assert shown == [], "they were compared once"
 
 
 def test_a_source_that_is_gone_is_told_and_not_needed(space, source, tmp_path):
