@@ -2,9 +2,10 @@
 
 A search of 8 fits (C = 2, 4, ... 256 on scikit-learn's digits, all of which pass), one at a time on one core, by
 `cedm-ray bound`, against the same 8 fits in a plain loop. The digits come without their labels, which the loop would
-not compare with either. Both are whole processes that begin with images, features and
-neighbors on disk, and both write the same records and draw the same page of what they found. `extra_s` is the wall time by which the search is longer; it should
-stay within `allowed_s`, 5 % of the loop's time plus 3 s. `ratio` is the search's time over the loop's.
+not compare with either. Both are whole processes that begin with images, features and neighbors on disk, and both
+write the same records and draw the same page of what they found. `extra_s` is the wall time by which the search is
+longer; it should stay within `allowed_s`, 5 % of the loop's time plus 3 s. `ratio` is the search's time over the
+loop's.
 """
 
 import argparse

@@ -2,10 +2,11 @@
 
 12 trials (11 C and the baseline) of 5 rungs each, through `run_study` as `cedm-ray search` calls it, on Ray started
 with as many cores as this machine has, or `--cores`. Each trial's process takes some seconds of a core to start, with
-torch: cores that the machine does not have take none of that over. Everything is real but the work itself: images, features, neighbors, Ray Tune, processes, placement,
-records, the rung rule and the driver's decisions. Only the generator of a task is replaced, by one that sleeps for an
-interval between two rungs and writes the report or the fit that the real one would write; a fit takes no time. All
-distances are alike, so that no trial is stopped. The best model is not kept at the end, since none was trained.
+torch: cores that the machine does not have take none of that over. Everything is real but the work itself: images,
+features, neighbors, Ray Tune, processes, placement, records, the rung rule and the driver's decisions. Only the
+generator of a task is replaced, by one that sleeps for an interval between two rungs and writes the report or the fit
+that the real one would write; a fit takes no time. All distances are alike, so that no trial is stopped. The best
+model is not kept at the end, since none was trained.
 
 `wall_s` is the time of run_study on a connected cluster, `ideal_s` that of the intervals on so many cores, and
 `allowed_s` 10 % more than that plus 20 s. `ratio` is wall over ideal.
