@@ -143,7 +143,10 @@ class Search:
         self.metrics = DriverMetrics(self, {}, StudyMetrics("s"))
 
     def begin(self, task, gpus):
-        trial = SimpleNamespace(trial_id=task.name, config={"gpus": gpus, "num_clusters": task.num_clusters})
+        config = {"gpus": gpus, "num_clusters": task.num_clusters}
+        if isinstance(task, FitTask):
+            config["repeat"] = task.repeat
+        trial = SimpleNamespace(trial_id=task.name, config=config)
         self.metrics.names[task.name] = task.name
         self.live[task.name] = (task, Resources(cpus=1, gpus=gpus))
         self.metrics.on_trial_start(1, [], trial)
@@ -240,6 +243,8 @@ def test_a_fit_tells_its_utilization_as_it_goes(study, space, told, clock):
     search.metrics.on_trial_result(1, [], running, {"epoch": 1, "epochs": 4, "loss": 2.0, "num_used": 6})
     assert told["cedm_utilization", "s", "c00008-r0", "8"] == 0.75
     assert told["cedm_alpha", "s"] == space.bound.alpha
+    search.end(running)
+    assert ("cedm_images_per_second", "s", "c00008-r0") not in told, "a fit has no such pace, also not one of 0"
 
 
 def test_the_phase_follows_the_bound_and_c_max_is_told_with_it(study, space, told, clock):
