@@ -7,7 +7,6 @@ The search runs in a process of its own, because this one is connected to the te
 import contextlib
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,8 +20,6 @@ import yaml
 
 from cedm_ray import durable
 from cedm_ray.data.image_set import open_image_set
-from cedm_ray.data.images_config import ImagesConfig
-from cedm_ray.data.importing import import_images
 from cedm_ray.distributed.run import run_study
 from cedm_ray.search.goals import Goal
 from cedm_ray.search.outcome import study_result
@@ -32,41 +29,6 @@ from cedm_ray.search.study import Study
 ROOT = Path(__file__).parents[2]
 # Whatever happens here takes seconds on a quiet machine, and minutes where a process gets a fraction of a core.
 PATIENCE_S = 600.0
-
-IMPORT = """
-import json, sys
-from pathlib import Path
-
-import ray
-
-from cedm_ray.cli import cli
-from cedm_ray.distributed import decoding
-
-source, out, address, told = sys.argv[1:]
-decoding.LARGE_IMAGES, decoding.GROUP_IMAGES = 300, 16
-next_group, ask = decoding._Run._next, decoding._Run._ask
-answered = {}
-
-
-def next_of_all(run):
-    # Nobody is given images before every machine is there to take some: one alone could be done with all of them.
-    return None if run._opening else next_group(run)
-
-
-def ask_and_tell(run, call, actor):
-    decodes = call in run._calls
-    answer = ask(run, call, actor)
-    if decodes:
-        node = ray.get(actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()))
-        answered[node] = answered.get(node, 0) + len(answer[0])
-    return answer
-
-
-decoding._Run._next, decoding._Run._ask = next_of_all, ask_and_tell
-cli.main(["images", "import", source, "--size", "8", "--out", out, "--address", address], standalone_mode=False, obj={})
-Path(told).write_text(json.dumps(answered))
-"""
-
 
 CHILD = """
 import json, os, sys, threading
@@ -108,7 +70,28 @@ class Held(trainable.StudyTask):
 
 trainable.StudyTask = Held
 # As if they were many: all machines decode them.
-decoding.LARGE_IMAGES = 1
+decoding.LARGE_IMAGES, decoding.GROUP_IMAGES = 1, 16
+next_group, ask = decoding._Run._next, decoding._Run._ask
+answered = {}
+
+
+def next_of_several(run):
+    # Nobody is given images before two machines are there to take some: one alone could be done with all of them. The
+    # third may find no place, where one core of a machine with two was taken.
+    return None if len(run.cores) - len(run._opening) < 2 else next_group(run)
+
+
+def ask_and_tell(run, call, actor):
+    decodes = call in run._calls
+    answer = ask(run, call, actor)
+    if decodes:
+        node = ray.get(actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()))
+        answered[node] = answered.get(node, 0) + len(answer[0])
+        Path(holds, "decoded.json").write_text(json.dumps(answered))
+    return answer
+
+
+decoding._Run._next, decoding._Run._ask = next_of_several, ask_and_tell
 space = SearchSpace.model_validate_json(space)
 run_study(Study(Path(study)), space, Goal(kind="search"), address=address, show=lambda event: print(event, flush=True))
 """
@@ -231,14 +214,26 @@ CHECKPOINT = 250
 
 
 @pytest.fixture(scope="module")
-def searched(space):
-    """Trials of two cores, which run side by side where there are more, under a rule that does not ask who is first."""
+def source(images, tmp_path_factory):
+    """300 digits, one file that is refused by its name, and one by its content."""
+    folder = shutil.copytree(images, tmp_path_factory.mktemp("source") / "files")
+    (folder / "a.gif").write_bytes(b"")
+    (folder / "077b.png").write_bytes(b"<html>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(space, source):
+    """Trials that need more than one core, and run side by side where there are more, under a rule that does not ask
+    who is first. One thread each: several wait for each other for most of the time where the machine has no core to
+    itself."""
     changes = {
+        "images": {"source": str(source)},
         "candidates": {"explicit": [2, 4]},
         "bound": {"alpha": 0.9, "c_start": 4, "c_limit": 8},
         "rungs": {"rungs_kimg": [0.5, 1], "reduction_factor": 2, "rule": "halving"},
         "checkpoints": {"every_kimg": CHECKPOINT / 1000},
-        "resources": {"fit": {"at_once": 2}, "trial": {"cpus": 2}},
+        "resources": {"fit": {"at_once": 2}, "trial": {"cpus": 1.5}},
     }
     return type(space).model_validate(space.model_dump() | changes)
 
@@ -273,20 +268,14 @@ def found(study, space):
     return study_result(study, space, open_image_set(study.images))
 
 
-@pytest.mark.parametrize(
-    ("spare", "levels"),
-    [
-        # The only machine that has room for a trial dies, and another comes.
-        pytest.param(0, [900], id="two"),
-        # Two of them die in one interval: once a third goes on, once another comes.
-        pytest.param(2, [650, 900], id="three"),
-    ],
-)
-def test_lost_machines_cost_an_interval_at_most_and_change_nothing(one, searched, tmp_path, spare, levels):
-    """Fault 5. The head has room for fits alone."""
+def test_lost_machines_cost_an_interval_at_most_and_change_nothing(one, searched, tmp_path):
+    """Fault 5. The head has room for fits alone. Two machines die in one interval, the second when no other has room
+    for a trial: once a third goes on, once another comes."""
+    levels = [650, 900]
     study = Study(tmp_path / "study")
     with machines(1) as several:
-        alive = dict(add(several, cpus) for cpus in (2, spare) if cpus)
+        alive = dict(add(several, cpus) for cpus in (2, 2))
+        there = {several.head_node.node_id, *alive}
         with Search(searched, study, several.address, levels) as search:
             lives = []
             for level in levels:
@@ -305,8 +294,8 @@ def test_lost_machines_cost_an_interval_at_most_and_change_nothing(one, searched
     # It begins elsewhere at once: not after it was given to the same machine again, as long as Ray still counts that.
     assert search.log.read_text().count(f"{UNCONDITIONAL} lost its machine and goes on from") == len(levels)
     assert f"{UNCONDITIONAL} lost its machine and goes on elsewhere" not in search.log.read_text()
-    assert f"300 images are decoded on {1 + len(levels)} machines" in search.log.read_text()
-    assert open_image_set(study.images).digest == open_image_set(one.images).digest
+    assert_decoded_together(study, one, json.loads((search.holds / "decoded.json").read_text()), there)
+    assert "302 images are decoded on 3 machines" in search.log.read_text()
     assert study.failures() == {}
     assert study.fits().keys() >= {"c00002-r0", "c00004-r0"}
     assert decided(study) == decided(one)
@@ -319,56 +308,46 @@ def test_lost_machines_cost_an_interval_at_most_and_change_nothing(one, searched
     )
 
 
-def test_a_lost_head_ends_the_command_with_75_and_the_same_command_goes_on(searched, tmp_path):
-    """Fault 6."""
+def assert_decoded_together(study, alone, decoded, machines):
+    """Several of the machines took their share of the images, and the set has the bytes that one process gives it.
+
+    decoded: how many each of them answered.
+    """
+    assert decoded.keys() <= machines
+    # All but the one that was refused by its name; two groups lie with each of two before any is answered.
+    assert sum(decoded.values()) == 301
+    assert sorted(decoded.values())[-2] >= 16
+    for file in ("pixels.npy", "index.parquet"):
+        assert (study.images / file).read_bytes() == (alone.images / file).read_bytes()
+    manifests = [durable.read_record(one.images / durable.MANIFEST) for one in (study, alone)]
+    assert manifests[0] == manifests[1]
+
+
+# Twenty seconds are what a busy machine may take; here nothing listens any more.
+HURRIED = "from cedm_ray.distributed import head; head._LOST_S = 5.0; from cedm_ray.cli import main; main()"
+
+
+def test_a_lost_head_ends_the_command_with_75_and_the_same_command_goes_on(cluster, searched, tmp_path, run):
+    """Fault 6. It goes on with another cluster, which the tests' own is."""
     study = Study(tmp_path / "study")
     source = tmp_path / "space.yaml"
     plain = searched.model_dump(mode="json")
-    source.write_text(yaml.safe_dump(plain | {"rungs": plain["rungs"] | {"rungs_kimg": [0.5, 1, 100]}}))
-
-    def command(address):
-        verb = [sys.executable, "-m", "cedm_ray", "train", str(source), "--study", str(study.path)]
-        return [*verb, "--address", address]
-
-    with machines(2) as cluster:
-        driver = subprocess.Popen(command(cluster.address), stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    # Long enough after the first level to be in the middle when the head is lost.
+    source.write_text(yaml.safe_dump(plain | {"rungs": plain["rungs"] | {"rungs_kimg": [0.5, 3]}}))
+    verb = ["train", str(source), "--study", str(study.path)]
+    with machines(2) as lost:
+        command = [sys.executable, "-c", HURRIED, *verb, "--address", lost.address]
+        driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         assert any("goes on at 0.5 kimg" in line for line in driver.stderr)
-        cluster.head_node.kill_gcs_server()
-        cluster.head_node.kill_raylet()
+        lost.head_node.kill_gcs_server()
+        lost.head_node.kill_raylet()
         driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 75
     assert durable.read_record(study.path / "exit.json")["code"] == 75
     decided = study.decisions()
-    with machines(2) as cluster:
-        driver = subprocess.Popen(command(cluster.address), stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        assert any("goes on at 1 kimg" in line for line in driver.stderr)
-        driver.send_signal(signal.SIGTERM)
-        driver.communicate(timeout=PATIENCE_S)
-    assert study.decisions()[: len(decided)] == decided
+    assert [decision.status for decision in decided] == ["running"]
+    code, _, told = run(*verb)
+    assert code == 0, told
+    assert study.decisions()[:1] == decided
+    assert [decision.status for decision in study.decisions()] == ["running", "completed"]
     assert study.failures() == {}
-
-
-def test_two_machines_decode_a_source_into_the_set_that_one_process_makes(images, tmp_path):
-    source = tmp_path / "files"
-    shutil.copytree(images, source)
-    (source / "a.gif").write_bytes(b"")
-    (source / "077b.png").write_bytes(b"<html>")
-    with machines(1) as cluster:
-        added = cluster.add_node(num_cpus=1, object_store_memory=80_000_000, **ports())
-        arguments = [str(source), str(tmp_path / "together"), cluster.address, str(tmp_path / "told.json")]
-        command = [sys.executable, "-c", IMPORT, *arguments]
-        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S)
-        nodes = {cluster.head_node.node_id, added.node_id}
-    assert ended.returncode == 0, ended.stderr
-    assert "302 images are decoded on 2 machines" in ended.stderr
-    decoded = json.loads((tmp_path / "told.json").read_text())
-    assert decoded.keys() == nodes
-    # All but the one that was refused by its name; two groups lie with each machine before any is answered.
-    assert sum(decoded.values()) == 301
-    assert min(decoded.values()) >= 16
-    for _ in import_images(ImagesConfig(source=str(source), size=8), tmp_path / "alone", workers=0):
-        pass
-    for file in ("pixels.npy", "index.parquet"):
-        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "together" / file).read_bytes()
-    manifests = [durable.read_record(tmp_path / name / durable.MANIFEST) for name in ("alone", "together")]
-    assert manifests[0] == manifests[1]

@@ -1,5 +1,6 @@
 """`images`: what a person and a program read, and with which code it ends."""
 
+import contextlib
 import io
 import json
 import shutil
@@ -10,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cedm_ray.data.decoding_pool import decode_source
 from cedm_ray.data.image_set import open_image_set
+from cedm_ray.distributed import decoding
 
 
 def picture(seed: int, width: int = 40, height: int = 40) -> Image.Image:
@@ -202,3 +205,25 @@ def test_a_folder_that_is_no_set_is_not_exported(run, tmp_path):
     assert (code, out) == (3, "")
     assert "no image set in" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_is_named_is_asked_to_decode(run, folder, tmp_path, monkeypatch):
+    asked = []
+
+    @contextlib.contextmanager
+    def cluster_decode(address, show):
+        def decode(source, config):
+            asked.append(len(source))
+            return decode_source(source, config)
+
+        asked.append(address)
+        yield decode
+
+    monkeypatch.setattr(decoding, "cluster_decode", cluster_decode)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    verb = ("images", "import", folder, "--size", 8, "--crop", "center", "--max-bad-fraction", 0.5, "-q")
+    for out, address in (("with", ("--address", "10.0.0.1:6379")), ("without", ())):
+        code, _, told = run(*verb, "--out", tmp_path / out, *address)
+        assert code == 0, told
+    assert asked == ["10.0.0.1:6379", 24]
+    assert open_image_set(tmp_path / "with").digest == open_image_set(tmp_path / "without").digest
