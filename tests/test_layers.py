@@ -1,6 +1,7 @@
 """The house's walls: who may import whom, where Ray may be imported, and what rooms may be called."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ LAYERS = {
 }
 REFUSED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager", "managers", "types"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
+parsed = cache(lambda path: ast.parse(path.read_text()))
 
 
 def module_name(path: Path) -> str:
@@ -38,17 +40,21 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+NAMES = {module_name(module) for module in MODULES}
+
+
+@cache
 def imported_modules(path: Path) -> set[str]:
     """Every module that a file imports, wherever in it; `from a import b` counts as a.b where that is a module."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             for alias in node.names:
                 deeper = f"{node.module}.{alias.name}"
-                found.add(deeper if deeper in {module_name(module) for module in MODULES} else node.module)
+                found.add(deeper if deeper in NAMES else node.module)
     return found
 
 
@@ -121,4 +127,4 @@ def test_every_room_has_its_tests():
 def test_every_module_says_what_it_is_for():
     for path in MODULES:
         if path.read_text().strip():
-            assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+            assert ast.get_docstring(parsed(path)), f"{path} has no docstring"

@@ -13,7 +13,7 @@ from cedm_ray.search.goals import FitTask, TrainTask
 from cedm_ray.search.results import trial_name
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     slots=st.integers(1, 6),
