@@ -150,17 +150,17 @@ def test_every_c_is_compiled_once():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.usefixtures("quick_compiler")
 def test_one_compiled_step_may_serve_every_c_with_the_same_losses(monkeypatch, precision):
-    def losses(num_clusters):
+    def losses(num_clusters, step=None):
         config = CONFIG.model_copy(update={"compile": True, "precision": precision})
         training = new_training(IN_FEATURES, num_clusters, config, batch=PAIRS, seed=0, device="cpu")
+        training._step = step or training._step
         steps = [training.step(draw(2 * PAIRS, IN_FEATURES, seed=step).float(), 0.01) for step in range(3)]
         assert training.note is None
         return torch.stack(steps)
 
     # Among them numbers that other dimensions have, and 2, the least C.
     sizes = (5, 2, 3, 4, 6, 11, 16, 40)
-    torch._dynamo.reset()
-    expected = [losses(num_clusters) for num_clusters in sizes]
+    expected = [losses(num_clusters, step=fused.fused_step) for num_clusters in sizes]
     monkeypatch.setattr(fused, "ANY_C", True)
     torch._dynamo.reset()
     captured = torch._dynamo.utils.counters["stats"]
