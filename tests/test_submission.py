@@ -57,7 +57,7 @@ SPACE = {
     },
     "bound": {"c_start": 4, "c_limit": 16},
     "candidates": {"count": 2},
-    "rungs": {"rungs_kimg": [2, 4], "reduction_factor": 2},
+    "rungs": {"rungs_kimg": [1, 2], "reduction_factor": 2},
     "network": {"model_channels": 16, "channel_mult": [1], "num_blocks": 1, "attention_resolutions": [], "dropout": 0},
     "augmentation": {"probability": 0},
     "training": {"batch_size": 50, "learning_rate": 2e-3, "lr_rampup_kimg": 0.2, "ema_halflife_kimg": 0.2},
