@@ -12,6 +12,8 @@ from sklearn.datasets import load_digits
 
 # Imported first, because it sets what Ray reads when it is imported.
 import cedm_ray.distributed as distributed
+from cedm_ray.distributed.run import run_study
+from cedm_ray.search.goals import Goal
 from cedm_ray.search.space import SearchSpace
 from cedm_ray.search.study import Study
 
@@ -92,6 +94,31 @@ def space(images) -> SearchSpace:
 @pytest.fixture
 def study(tmp_path) -> Study:
     return Study(tmp_path / "study")
+
+
+@pytest.fixture(scope="session")
+def once_ready(space, study_tools, tmp_path_factory) -> Study:
+    study = Study(tmp_path_factory.mktemp("ready") / "study")
+    study_tools.prepare(study, space)
+    # Whoever copies it may change what a study is settled with, but for its images and features.
+    (study.path / "space.json").unlink()
+    return study
+
+
+@pytest.fixture
+def ready(once_ready, study) -> Study:
+    """`study` with its images, features and neighbors, which no process has to be started for."""
+    shutil.copytree(once_ready.path, study.path)
+    return study
+
+
+@pytest.fixture(scope="session")
+def baseline(cluster, once_ready, space, tmp_path_factory) -> Study:
+    """The unconditional trial of the space, trained by one process that nothing happened to. Not to be changed."""
+    study = Study(tmp_path_factory.mktemp("baseline") / "study")
+    shutil.copytree(once_ready.path, study.path)
+    run_study(study, space, Goal(kind="trial", num_clusters=None), address=None, show=lambda event: None)
+    return study
 
 
 @pytest.fixture

@@ -30,20 +30,20 @@ def test_the_bound_alone_trains_nothing_and_resumes_to_nothing(cluster, space, s
     assert (study.fits(), shown) == (fits, [])
 
 
-def test_a_failed_trial_is_data(cluster, space, study, shown):
+def test_a_failed_trial_is_data(cluster, space, ready, shown):
     levels = space.network.model_copy(update={"channel_mult": (1, 1, 1, 1, 1)})
     broken = space.model_copy(update={"network": levels})
-    run.run_study(study, broken, Goal(kind="trial"), address=None, show=shown.append)
-    assert "image_size must be" in study.failures()["unconditional"]
+    run.run_study(ready, broken, Goal(kind="trial"), address=None, show=shown.append)
+    assert "image_size must be" in ready.failures()["unconditional"]
 
 
-def test_a_detector_that_is_not_there_is_named_before_anything_is_trained(cluster, space, study, shown, tmp_path):
+def test_a_detector_that_is_not_there_is_named_before_anything_is_trained(cluster, space, ready, shown, tmp_path):
     missing = space.evaluation.model_copy(update={"detector": str(tmp_path / "missing.pt")})
     with pytest.raises(InputDataError, match=r"missing\.pt"):
         run.run_study(
-            study, space.model_copy(update={"evaluation": missing}), Goal(kind="trial"), address=None, show=shown.append
+            ready, space.model_copy(update={"evaluation": missing}), Goal(kind="trial"), address=None, show=shown.append
         )
-    assert study.trials() == []
+    assert ready.trials() == []
 
 
 def test_an_extractor_that_is_not_there_is_named_with_what_mends_it(cluster, space, study, shown, tmp_path):

@@ -18,7 +18,7 @@ from cedm_ray.distributed.trainable import StudyTask
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.goals import FitTask, Goal
 from cedm_ray.search.results import UNCONDITIONAL, Decision, Notice, TrialReport
-from cedm_ray.search.study import FitRecord, Study
+from cedm_ray.search.study import FitRecord
 
 BASELINE = Goal(kind="trial", num_clusters=None)
 
@@ -27,11 +27,11 @@ def notices(shown):
     return [event.text for event in shown if isinstance(event, Notice)]
 
 
-def test_a_killed_trial_goes_on_from_its_newest_checkpoint_to_the_same_model(cluster, space, tmp_path, monkeypatch):
+def test_a_killed_trial_goes_on_from_its_newest_checkpoint_to_the_same_model(
+    cluster, space, baseline, ready, shown, tmp_path, monkeypatch
+):
     """Fault 3. The process is gone between two checkpoints, as soon as one is there and before the first rung."""
     space = space.model_copy(update={"checkpoints": space.checkpoints.model_copy(update={"every_kimg": 0.2})})
-    undisturbed, study, shown = Study(tmp_path / "undisturbed"), Study(tmp_path / "study"), []
-    run.run_study(undisturbed, space, BASELINE, address=None, show=lambda event: None)
     lives = tmp_path / "lives"
     lives.mkdir()
 
@@ -49,14 +49,14 @@ def test_a_killed_trial_goes_on_from_its_newest_checkpoint_to_the_same_model(clu
                     yield event
 
     monkeypatch.setattr(trainable, "StudyTask", Killed)
-    run.run_study(study, space, BASELINE, address=None, show=shown.append)
+    run.run_study(ready, space, BASELINE, address=None, show=shown.append)
     before, after = ([int(line) for line in life.read_text().split()] for life in sorted(lives.iterdir()))
     checkpoint = before.pop()
     assert 0 < checkpoint <= before[-1] < 500
     assert checkpoint <= after[0]
     assert any("goes on from its checkpoint" in text for text in notices(shown))
-    assert study.failures() == {}
-    again, expected = study.reports(UNCONDITIONAL), undisturbed.reports(UNCONDITIONAL)
+    assert ready.failures() == {}
+    again, expected = ready.reports(UNCONDITIONAL), baseline.reports(UNCONDITIONAL)
     assert [report.images_seen for report in again] == [report.images_seen for report in expected] == [500, 1000]
     assert [report.distance for report in again] == pytest.approx([report.distance for report in expected], rel=1e-9)
 
@@ -74,23 +74,23 @@ def starved(enough):
     return Starved
 
 
-def test_a_trial_that_runs_out_of_memory_trains_on_with_half_the_microbatch(cluster, space, study, shown, monkeypatch):
+def test_a_trial_that_runs_out_of_memory_trains_on_with_half_the_microbatch(cluster, space, ready, shown, monkeypatch):
     """Fault 4; its gradients are added up, so that it is the same batch."""
     monkeypatch.setattr(trainable, "StudyTask", starved(25))
-    run.run_study(study, space, BASELINE, address=None, show=shown.append)
-    assert [report.images_seen for report in study.reports(UNCONDITIONAL)] == [500, 1000]
+    run.run_study(ready, space, BASELINE, address=None, show=shown.append)
+    assert [report.images_seen for report in ready.reports(UNCONDITIONAL)] == [500, 1000]
     assert sum("ran out of memory" in text for text in notices(shown)) == 1
-    assert study.failures() == {}
+    assert ready.failures() == {}
 
 
-def test_a_trial_that_runs_out_of_memory_twice_has_failed_as_oom(cluster, space, study, shown, monkeypatch):
+def test_a_trial_that_runs_out_of_memory_twice_has_failed_as_oom(cluster, space, ready, shown, monkeypatch):
     monkeypatch.setattr(trainable, "StudyTask", starved(24))
-    run.run_study(study, space, BASELINE, address=None, show=shown.append)
-    assert study.failures()[UNCONDITIONAL].startswith("oom: ")
-    assert "out of memory with 25 images" in study.failures()[UNCONDITIONAL]
+    run.run_study(ready, space, BASELINE, address=None, show=shown.append)
+    assert ready.failures()[UNCONDITIONAL].startswith("oom: ")
+    assert "out of memory with 25 images" in ready.failures()[UNCONDITIONAL]
 
 
-def test_a_stopped_trial_frees_what_it_held_though_others_go_on(cluster, space, study, monkeypatch, record_property):
+def test_a_stopped_trial_frees_what_it_held_though_others_go_on(cluster, space, ready, monkeypatch, record_property):
     """Tune would keep its process, and what that holds, for a task that may never come."""
 
     said = report("c00002")
@@ -133,7 +133,7 @@ def test_a_stopped_trial_frees_what_it_held_though_others_go_on(cluster, space, 
     monkeypatch.setattr(Driver, "judge", judge)
     changes = {"bound": {"alpha": 0.4, "c_start": 4, "c_limit": 4}, "candidates": {"explicit": [2]}}
     space = type(space).model_validate(space.model_dump() | changes)
-    run.run_study(study, space, Goal(kind="search"), address=None, show=lambda event: None)
+    run.run_study(ready, space, Goal(kind="search"), address=None, show=lambda event: None)
     (seconds,) = freed
     record_property("freed_s", seconds)
     print(f"free again after {seconds:.1f} s")
