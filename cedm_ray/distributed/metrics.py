@@ -21,6 +21,7 @@ from ray.util import metrics as ray_metrics
 from cedm_ray.search.driver import Driver
 from cedm_ray.search.goals import TrainTask
 from cedm_ray.search.results import TrialStatus
+from cedm_ray.search.status import WASTED
 from cedm_ray.search.study import FitRecord
 
 
@@ -41,7 +42,6 @@ class Instrument:
 
 _OF_STUDY, _OF_TASK = ("study",), ("study", "trial")
 STATUSES: tuple[TrialStatus, ...] = get_args(TrialStatus)
-WASTED: tuple[TrialStatus, ...] = ("stopped", "diverged", "collapsed", "failed")
 _RETELL_S = 5.0
 _OF_FIT = re.compile(r"-r\d+$")
 PHASES = ("images", "features", "neighbors", "reference", "bound", "fits", "trials", "samples", "over")

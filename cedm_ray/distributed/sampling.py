@@ -15,7 +15,7 @@ import ray
 from cedm_ray.distributed.inventory import cluster_resources
 from cedm_ray.distributed.session import REPEATABLE, get, ray_cluster
 from cedm_ray.distributed.tasks import choose_device
-from cedm_ray.search.driver import Resources
+from cedm_ray.search.packing import Resources
 from cedm_ray.search.sampling import SampleJob, Samples, open_sampler
 
 _SHARES_IN_FLIGHT, _SHARES_HELD = 2, 4

@@ -24,7 +24,6 @@ from cedm_ray.search.finals import FinalsConfig
 from cedm_ray.search.halving import kept, outstanding, verdict
 from cedm_ray.search.results import FEATURES, UNCONDITIONAL, Decision, TrialReport, read_trial_name
 
-ENDINGS = ("completed", "stopped", "diverged", "collapsed")
 _ALONE, _FIELD_UNKNOWN = "trained by itself", "for the bound"
 
 
