@@ -35,8 +35,9 @@ _EMA = "ema."
 class CheckpointConfig(Config):
     """When training state is written.
 
-    every_kimg: thousands of images between checkpoints; None = at rungs only. A crash repeats at most one interval.
-    keep: checkpoints kept of each trial, at least 2, so that a damaged one has another behind it.
+    every_kimg: thousands of images between checkpoints; None = at rungs only. A crash repeats at most one interval, and
+    with it what was trained while its checkpoint was still being written (`checkpoints.py`). keep: checkpoints kept of
+    each trial, at least 2, so that a damaged one has another behind it.
     """
 
     every_kimg: float | None = Field(default=None, ge=0.001)
