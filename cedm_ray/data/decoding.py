@@ -90,6 +90,10 @@ class Refusal:
         return f"{printable(self.name)}: {self.reason}"
 
 
+TOO_SMALL = "is smaller than images.size"
+"""Part of the reason for refusing an image that is sound: the only one that other settings mend."""
+
+
 class _Unusable(Exception):
     """The reason for a refusal, on its way out of the steps of decoding."""
 
@@ -251,7 +255,7 @@ def _judge_header(name: str, width: int, height: int, config: "ImagesConfig") ->
     side = min(width, height)
     size = config.size or side
     if side < size and not config.enlarge:
-        raise _Unusable(f"{width}x{height} is smaller than images.size ({size}) and images.enlarge is false")
+        raise _Unusable(f"{width}x{height} {TOO_SMALL} ({size}) and images.enlarge is false")
     return side, size
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cedm_ray.config import digest
-from cedm_ray.data.decoding import OneSize, Refusal, SourceImage
+from cedm_ray.data.decoding import TOO_SMALL, OneSize, Refusal, SourceImage, printable
 from cedm_ray.data.decoding_pool import Decoded, EarlyPool, decode_source
 from cedm_ray.data.entries import Source
 from cedm_ray.data.image_set import INDEX, MANIFEST, PIXELS, ImageSet, open_image_set, pixels_digest
@@ -279,9 +279,13 @@ def _check_refusals(config: ImagesConfig, refused: list[Refusal], reasons: Count
         )
     if len(refused) > config.max_bad_fraction * total:
         common = "; ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(5))
-        named = ", ".join(str(refusal) for refusal in refused[:5])
+        # One reason for all is said once.
+        named = ", ".join(printable(one.name) if len(reasons) == 1 else str(one) for one in refused[:5])
+        mend = "repair or remove them, or allow more with images.max_bad_fraction"
+        if all(TOO_SMALL in reason for reason in reasons):
+            mend = "lower images.size, or let smaller images in with images.enlarge"
         raise InputDataError(
             f"{len(refused):,} of {total:,} images are refused so far, more than images.max_bad_fraction allows "
             f"({config.max_bad_fraction:g}). Reasons: {common}. The first: {named}",
-            mend="repair or remove them, or allow more with images.max_bad_fraction",
+            mend=mend,
         )

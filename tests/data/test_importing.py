@@ -90,9 +90,17 @@ def test_a_refused_image_ends_the_import_when_told_to_fail(folder, tmp_path):
 
 
 def test_more_refusals_than_allowed_end_the_import_with_their_reasons(folder, tmp_path):
-    message = r"1 of 6 images are refused so far, .*\(0.01\). Reasons: 1 x an HTML page, .* first: 2b.png: an HTML"
-    with pytest.raises(InputDataError, match=message):
+    message = r"1 of 6 images are refused so far, .*\(0.01\). Reasons: 1 x an HTML page, .* The first: 2b.png$"
+    with pytest.raises(InputDataError, match=message) as caught:
         run(import_images(config_of(folder, max_bad_fraction=0.01), tmp_path / "set"))
+    assert "repair or remove" in caught.value.mend
+
+
+def test_sound_images_that_are_too_small_are_not_to_be_repaired_but_the_size_lowered(folder, tmp_path):
+    (folder / "2b.png").unlink()
+    with pytest.raises(InputDataError, match=r"1 of 5 .* Reasons: 1 x 6x6 is smaller than images.size \(64\)") as caught:
+        run(import_images(config_of(folder, size=64, max_bad_fraction=0), tmp_path / "set"))
+    assert caught.value.mend == "lower images.size, or let smaller images in with images.enlarge"
 
 
 def test_exactly_the_allowed_fraction_is_not_too_much(folder, tmp_path):
