@@ -158,7 +158,9 @@ class DriverNews(_Unpickled, tune.Callback):
             # How it ended is said by its decision, and no time is left.
             space, final = self.driver.space, name.endswith("-final")
             total = 1000 * (space.finals.budget_kimg if final else space.rungs.rungs_kimg[-1])
-            told = [f"loss {result['loss']:.4g}"] if result.get("loss") is not None else []
+            # A report's loss is the mean since the rung before: among those of the moment it would look like a jump.
+            of_now = "rung" not in result and result.get("loss") is not None
+            told = [f"loss {result['loss']:.4g}"] if of_now else []
             told += [f"{result['images_per_s']:,.0f} images/s"] if result.get("images_per_s") is not None else []
             self.show(
                 Progress(
