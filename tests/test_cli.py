@@ -35,6 +35,10 @@ def test_help_names_all_verbs():
     text = CliRunner().invoke(door.cli, ["-h"], obj={}).output
     assert all(f"  {verb} " in text for verb in VERBS)
     assert sorted(door.cli.commands) == sorted(VERBS)
+    # What a verb does is said in one line of 80 columns, which click would cut.
+    for group in ([], ["images"]):
+        told = CliRunner().invoke(door.cli, [*group, "-h"], obj={}).output
+        assert "..." not in told.partition("Commands:")[2]
 
 
 def test_version_and_help_end_well(run):

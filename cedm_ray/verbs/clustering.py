@@ -108,7 +108,7 @@ def cluster(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Group the images by TEMI or one of its rivals, and show the groups."""
+    """Group the images by TEMI or one of its rivals; show the groups."""
     from cedm_ray.distributed.clusterings import run_clusterings
     from cedm_ray.report.publish import publish_clustering
     from cedm_ray.search.findings import summary_json

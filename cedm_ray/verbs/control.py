@@ -16,7 +16,7 @@ _LAST_WORDS_S = 5.0
 @click.argument("study", type=click.Path(path_type=Path))
 @options("json")
 def status(study: Path, as_json: bool) -> None:
-    """Show where a study stands: its trials, what they cost, whether a driver is at work."""
+    """Show where a study stands: trials, costs, who drives it."""
     from cedm_ray.search.status import read_standing
 
     standing = read_standing(_place(study))
@@ -31,7 +31,7 @@ def status(study: Path, as_json: bool) -> None:
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--every", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True, help="Seconds.")
 def watch(study: Path, every: float) -> None:
-    """Show where a study stands, again and again, until its search ends.
+    """Show where a study stands, again and again, until it ends.
 
     On a terminal the table is renewed in place; elsewhere a line is printed whenever something has changed.
     """
@@ -66,9 +66,9 @@ def watch(study: Path, every: float) -> None:
     help="Seconds to wait for the driver to end; shared storage may hand a request on late.",
 )
 def stop(study: Path, timeout: float) -> None:
-    """End the driver of a study, on whatever machine it runs, and wait until it is gone.
+    """End the driver of a study, on whatever machine it runs.
 
-    Everything acknowledged is saved: the same search command goes on from there.
+    Waits until it is gone. Everything acknowledged is saved: the same search command goes on from there.
     """
     from cedm_ray.search.stop import stop_driver
 

@@ -236,7 +236,7 @@ def import_verb(path: str, out: Path, address: str | None, quiet: bool, as_json:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder, *.zip or *.parquet.")
 @options("quiet")
 def export_verb(folder: Path, out: Path, quiet: bool) -> None:
-    """Write a set as files: PNG in a folder or a zip as EDM lays them out, or Parquet."""
+    """Write a set as files: PNG in a folder or in EDM's zip, or Parquet."""
     from cedm_ray.data.exporting import export_images
     from cedm_ray.data.image_set import open_image_set
     from cedm_ray.search.results import Progress

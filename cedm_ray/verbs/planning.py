@@ -29,7 +29,10 @@ def plan(
     images: str | None,
     as_json: bool,
 ) -> None:
-    """Count what a search will cost and what it saves, and one trial rung by rung, without starting anything."""
+    """Count what a search will cost, without starting anything.
+
+    Also what it saves, and what one trial costs rung by rung.
+    """
     from cedm_ray.config import read_config
     from cedm_ray.search.space import SearchSpace
 
