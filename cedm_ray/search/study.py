@@ -160,19 +160,41 @@ class Study:
     def settle(self, settled: Mapping[str, Any], completed: Callable[[dict], dict] | None = None) -> None:
         """Fix the configuration of a new study, or check that a resumed one is given the same.
 
-        settled: SearchSpace.settled(). completed: SearchSpace.completed, so that a study which was begun before there
-        was some key goes on with its default; None = what is on record has all keys. Raises ConfigurationError naming
-        every difference.
+        Of what a study has nothing of yet the settings may still change: whoever got a size or a detector wrong mends
+        it and gives the same command again. Arguments and errors as `check_settled`.
         """
         path = self.path / "space.json"
-        if not path.exists():
+        if not self.exists:
             durable.write_record(path, settled)
-            return
-        begun = durable.read_record(path)
-        differences = list(_differences(completed(begun) if completed is not None else begun, settled, ""))
-        if differences:
+        elif self.check_settled(settled, completed):
+            durable.replace_record(path, settled)
+
+    def check_settled(
+        self, settled: Mapping[str, Any], completed: Callable[[dict], dict] | None = None
+    ) -> tuple[str, ...]:
+        """The settings that are others than those on record, by their paths, where nothing was made by these yet.
+
+        settled: SearchSpace.settled(). completed: SearchSpace.completed, so that a study which was begun before there
+        was some key goes on with its default; None = what is on record has all keys. Raises ConfigurationError naming
+        every difference in what something was made by.
+        """
+        begun = self.settled()
+        found = dict(_differences(completed(begun) if completed is not None else begun, settled, ""))
+        fixed = [text for key, text in found.items() if any(f"{key}.".startswith(made) for made in self._made_by())]
+        if fixed:
             mend = "give the space that the study was begun with, or another --study for the new one"
-            raise ConfigurationError(f"{self.path} was begun with another space: " + "; ".join(differences), mend=mend)
+            raise ConfigurationError(f"{self.path} was begun with another space: " + "; ".join(fixed), mend=mend)
+        return tuple(found)
+
+    def _made_by(self) -> Iterator[str]:
+        """What the paths of settings begin with that something in the study was made by."""
+        if (self.images / durable.MANIFEST).exists():
+            yield "images."
+        if _listing(self.path, "neighbors*.safetensors"):
+            yield "clustering.num_neighbors."
+        # Tasks may have begun as soon as there is a folder of Ray's.
+        if self.ray.exists() or any(_listing(self.path, f"{name}/*") for name in ("fits", "trials", "clusterings")):
+            yield ""
 
     def settled(self) -> dict[str, Any]:
         """The configuration that the study was begun with. Raises ConfigurationError where there is no study."""
@@ -361,9 +383,10 @@ def _listing(folder: Path, pattern: str) -> list[Path]:
     return sorted(path for path in folder.glob(pattern) if not durable.is_temporary(path))
 
 
-def _differences(old: Any, new: Any, key: str) -> Iterator[str]:
+def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, str]]:
+    """(Path, what it was and is) of all settings that differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in sorted({*old, *new}):
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
-        yield f"{key} was {old!r} and is {new!r}"
+        yield key, f"{key} was {old!r} and is {new!r}"

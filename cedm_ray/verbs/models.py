@@ -70,7 +70,9 @@ def train(
         print_table("", ["kimg", metric, "loss", "training s", "evaluation s"], rows)
         click.echo(f"{name} {end.reason}")
     if end.status in ("diverged", "collapsed"):
-        raise NoUsableResultError(f"{name} {end.reason}", mend="lower training.learning_rate, or train longer")
+        raise NoUsableResultError(
+            f"{name} {end.reason}", mend="in another study, lower training.learning_rate or train longer"
+        )
 
 
 def _print_rehearsal(
@@ -91,7 +93,7 @@ def _print_rehearsal(
     read = read_config(SearchSpace, space, {"images.source": images} if images is not None else None)
     place = Study(study)
     if place.exists:
-        place.settle(read.settled(), SearchSpace.completed)
+        place.check_settled(read.settled(), SearchSpace.completed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with Display(quiet=quiet) as show:
         for event in rehearse(place, read, num_clusters, device=device, features=features):

@@ -44,6 +44,9 @@ def test_a_detector_that_is_not_there_is_named_before_anything_is_trained(cluste
             ready, space.model_copy(update={"evaluation": missing}), Goal(kind="trial"), address=None, show=shown.append
         )
     assert ready.trials() == []
+    # Nothing was made by it, so whoever names another goes on in the same study.
+    with run._driving(ready, space, None, shown.append):
+        assert ready.settled() == space.settled()
 
 
 def test_an_extractor_that_is_not_there_is_named_with_what_mends_it(cluster, space, study, shown, tmp_path):
@@ -82,8 +85,9 @@ def test_changed_images_and_a_changed_space_are_refused(space, study, shown, tmp
     own = space.model_copy(update={"images": space.images.model_copy(update={"source": str(tmp_path)})})
     with run._driving(study, own, None, shown.append):
         pass
-    other = own.model_copy(update={"seed": 1})
-    with pytest.raises(ConfigurationError, match="seed was 0 and is 1"), run._driving(study, other, None, shown.append):
+    other = own.model_copy(update={"images": own.images.model_copy(update={"crop": "center"})})
+    told = "images.crop was 'none' and is 'center'"
+    with pytest.raises(ConfigurationError, match=told), run._driving(study, other, None, shown.append):
         pass
     Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "9.png")
     with pytest.raises(InputDataError, match="not those that"), run._driving(study, own, None, shown.append):

@@ -158,7 +158,9 @@ def test_a_study_begun_before_there_was_a_key_goes_on_with_its_default(tmp_path,
     old = tiny_space.settled()
     del old["candidates"]["refine"], old["finals"], old["rungs"]["rule"]
     study.settle(old)
+    study.ray.mkdir()
     study.settle(tiny_space.settled(), SearchSpace.completed)
+    assert study.settled() == old
     rungs = tiny_space.rungs.model_copy(update={"rule": "halving"})
     changed = tiny_space.model_copy(update={"rungs": rungs})
     with pytest.raises(ConfigurationError, match=r"rungs\.rule"):

@@ -55,6 +55,51 @@ def test_making_the_value_touches_nothing(study):
     assert not study.path.exists()
 
 
+SETTLED = {"seed": 0, "images": {"size": 64}, "clustering": {"num_neighbors": 50, "epochs": 9}, "bound": {"alpha": 0.9}}
+OTHERS = {
+    "images.size": SETTLED | {"images": {"size": 32}},
+    "clustering.num_neighbors": SETTLED | {"clustering": {"num_neighbors": 20, "epochs": 9}},
+    "clustering.epochs": SETTLED | {"clustering": {"num_neighbors": 50, "epochs": 8}},
+    "bound.alpha": SETTLED | {"bound": {"alpha": 0.8}},
+    "seed": SETTLED | {"seed": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("there", "fixed"),
+    [
+        ((), set()),
+        (("images/manifest.json",), {"images.size"}),
+        (("images/manifest.json", "neighbors.safetensors"), {"images.size", "clustering.num_neighbors"}),
+        (("images/manifest.json", "neighbors-0123.safetensors"), {"images.size", "clustering.num_neighbors"}),
+        (("fits/c00010-r0.json",), set(OTHERS)),
+        (("trials/c00010/checkpoints/new",), set(OTHERS)),
+        (("clusterings/kmeans-c00010.parquet",), set(OTHERS)),
+        # A task may be at work that has not written anything yet.
+        (("ray/run-001/new",), set(OTHERS)),
+    ],
+)
+def test_settings_may_change_until_something_was_made_by_them(study, there, fixed):
+    study.settle(SETTLED)
+    for name in there:
+        (study.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (study.path / name).touch()
+    for key, other in OTHERS.items():
+        if key in fixed:
+            for refused in (study.settle, study.check_settled):
+                with pytest.raises(ConfigurationError, match=f"begun with another space: {key} was"):
+                    refused(other)
+            assert study.settled() == SETTLED
+        else:
+            # What only looks does not write.
+            assert study.check_settled(other) == (key,)
+            assert study.settled() == SETTLED
+            study.settle(other)
+            assert study.settled() == other
+            study.settle(SETTLED)
+    assert study.settled() == SETTLED
+
+
 def test_reports_go_around_unchanged_and_come_by_rung(study):
     study.write_report(REPORT)
     study.write_report(DIVERGED)
@@ -189,6 +234,7 @@ def test_a_study_is_begun_once_and_its_space_cannot_change(study):
     assert study.exists
     assert study.settled() == settled
     study.settle({"rungs": {"rungs_kimg": [1.0, 2]}, "bound": {"c_limit": None, "alpha": 0.96}, "seed": 0})
+    study.ray.mkdir()
     changed = {**settled, "seed": 1, "bound": {"alpha": 0.9, "c_limit": None}}
     with pytest.raises(ConfigurationError) as caught:
         study.settle(changed)
