@@ -236,7 +236,9 @@ def _run_tasks(
             verbose=0,
         ),
     )
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Of what died the driver says what is to be known; Tune would put a traceback of Ray's among the lines, and in the
+    # end that trials did not complete which did, in another process.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     started = time.monotonic()
     try:
         # Tune prints a header even when told to be silent, and standard output is for results.

@@ -3,6 +3,7 @@
 Real Ray, real driver and records; where the work does not matter, a task's generator is replaced by one that waits.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -28,9 +29,10 @@ def notices(shown):
 
 
 def test_a_killed_trial_goes_on_from_its_newest_checkpoint_to_the_same_model(
-    cluster, space, baseline, ready, shown, tmp_path, monkeypatch
+    cluster, space, baseline, ready, shown, tmp_path, monkeypatch, caplog
 ):
     """Fault 3. The process is gone between two checkpoints, as soon as one is there and before the first rung."""
+    logging.getLogger("ray").addHandler(caplog.handler)
     space = space.model_copy(update={"checkpoints": space.checkpoints.model_copy(update={"every_kimg": 0.2})})
     lives = tmp_path / "lives"
     lives.mkdir()
@@ -55,6 +57,9 @@ def test_a_killed_trial_goes_on_from_its_newest_checkpoint_to_the_same_model(
     assert 0 < checkpoint <= before[-1] < 500
     assert checkpoint <= after[0]
     assert any("goes on from its checkpoint" in text for text in notices(shown))
+    # That is all that is said of it: nothing of Tune's, which knows a traceback of Ray's and that a trial did not end.
+    logging.getLogger("ray").removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("ray.tune")] == []
     assert ready.failures() == {}
     again, expected = ready.reports(UNCONDITIONAL), baseline.reports(UNCONDITIONAL)
     assert [report.images_seen for report in again] == [report.images_seen for report in expected] == [500, 1000]
