@@ -135,12 +135,14 @@ def standing_lines(standing) -> list[str]:
         columns = ["C", *map(last_words(searched).get, searched), "C^u", "r_C", "rung", "kimg", standing.metric]
         columns += ["images/s", "GPUs", "ETA", "state"]
         lines += ["", *table_lines(columns, [_row(trial, standing, total, searched) for trial in standing.trials]), ""]
-    if standing.gpu_h is not None and standing.trials:
-        share = f", {standing.wasted_gpu_h / standing.gpu_h:.0%}" if standing.gpu_h else ""
+    if standing.gpu_h and standing.trials:
+        share = f", {standing.wasted_gpu_h / standing.gpu_h:.0%}"
         wasted = f"{standing.wasted_gpu_h:.3g} GPU-hours ({standing.wasted_h:.3g} h on any device{share})"
         lines.append(f"trials took {standing.gpu_h:.3g} GPU-hours; those that were stopped or failed {wasted}")
     elif standing.trials:
-        lines.append(f"trials that were stopped or failed took {standing.wasted_h:.3g} h; GPUs are not on record")
+        gpus = "GPUs are not on record" if standing.gpu_h is None else "none held a GPU"
+        all_h = sum(trial.trial_h for trial in standing.trials)
+        lines.append(f"trials took {all_h:.3g} h; those that were stopped or failed {standing.wasted_h:.3g} h; {gpus}")
     if standing.eta_s is not None:
         lines.append(f"all trials at the last rung in {duration(standing.eta_s)} at the most, if none is stopped")
     lines.append(_driver(standing))
@@ -163,13 +165,16 @@ def standing_line(standing) -> str:
 
 
 def _work(standing) -> str:
-    return {
-        "images": "the images are being read",
-        "features": "features and neighbors are being found",
-        "bound": f"the bound is searched for, {standing.fits} fits done",
-        "trials": f"{standing.fits} fits done, trials are trained",
-        "over": f"{standing.fits} fits done, no trial is left to train",
+    done = f"{standing.fits} {'fit' if standing.fits == 1 else 'fits'} done"
+    # What nobody works on is said to be missing.
+    now, missing = {
+        "images": ("the images are being read", "the images are not read yet"),
+        "features": ("features and neighbors are being found", "features and neighbors are not found yet"),
+        "bound": (f"the bound is searched for, {done}", f"the bound is not found yet, {done}"),
+        "trials": (f"{done}, trials are trained", f"{done}, trials are not all trained yet"),
+        "over": (f"{done}, no trial is left to train",) * 2,
     }[standing.phase]
+    return missing if standing.driver is None else now
 
 
 def _row(trial, standing, total: float, searched: list[str]) -> list[object]:

@@ -98,7 +98,7 @@ def test_more_refusals_than_allowed_end_the_import_with_their_reasons(folder, tm
 
 def test_sound_images_that_are_too_small_are_not_to_be_repaired_but_the_size_lowered(folder, tmp_path):
     (folder / "2b.png").unlink()
-    with pytest.raises(InputDataError, match=r"1 of 5 .* Reasons: 1 x 6x6 is smaller than images.size \(64\)") as caught:
+    with pytest.raises(InputDataError, match=r"1 of 5 .* 1 x 6x6 is smaller than images.size \(64\)") as caught:
         run(import_images(config_of(folder, size=64, max_bad_fraction=0), tmp_path / "set"))
     assert caught.value.mend == "lower images.size, or let smaller images in with images.enlarge"
 

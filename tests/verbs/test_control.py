@@ -20,7 +20,9 @@ def test_status_is_a_table_with_the_driver_below(run, done):
     assert header.split()[:4] == ["C", "C^u", "r_C", "rung"]
     assert "images/s" in header
     assert "trained to 0.512 kimg" in out
-    assert "0 GPU-hours" in out
+    hours = sum(report.train_s + report.evaluate_s for name in done.trials() for report in done.reports(name)) / 3600
+    assert f"trials took {hours:.3g} h; those that were stopped or failed " in out
+    assert " h; none held a GPU" in out
     assert lines[-1].startswith("nobody drives it")
     done.write_exit(143, "terminated")
     assert run("status", done.path)[1].splitlines()[-1].endswith("the last command ended with 143: terminated")
@@ -38,7 +40,7 @@ def test_status_names_who_drives(run, fresh):
     with exclusive_lock(fresh.lock):
         code, out, _ = run("status", fresh.path)
     assert code == 0
-    assert "the bound is searched for, 1 fits done" in out
+    assert "the bound is searched for, 1 fit done" in out
     assert out.splitlines()[-1].startswith("driven by process ")
 
 
@@ -69,8 +71,8 @@ def test_watch_prints_a_line_for_each_change_until_nobody_drives(run, fresh, mon
     assert (code, err) == (0, "")
     assert turns == [7] * 5
     lines = out.splitlines()
-    assert lines[0] == "tiny: the bound is searched for, 1 fits done"
-    assert lines[1] == "tiny: the bound is searched for, 1 fits done; 0 of 2 trials ended"
+    assert lines[0] == "tiny: the bound is searched for, 1 fit done"
+    assert lines[1] == "tiny: the bound is searched for, 1 fit done; 0 of 2 trials ended"
     assert lines[-1].startswith("nobody drives it")
 
 
