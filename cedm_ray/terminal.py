@@ -268,6 +268,8 @@ def trial_label(trial: str) -> str:
 
 def answer(result: StudyResult) -> str:
     """C_V and what it gains, in one line; or that there is none."""
+    if result.bound.c_max is None:
+        return "C_V was not found: no number of clusters passes the bound."
     if result.best is None:
         return "C_V was not found: no trial inside the bound has a usable distance at the full budget yet."
     best = result.trial(result.best)

@@ -327,7 +327,10 @@ def test_answers_without_gain_with_loss_and_without_best():
         "C_V = 4: FD[pixels] 12, 50.0% higher than the unconditional model's 8 at the same budget."
     )
     assert "no unconditional model of the same budget" in answer(result(gain=None))
-    assert answer(result(best=None, gain=None)).startswith("C_V was not found")
+    none = result(best=None, gain=None)
+    assert answer(none).startswith("C_V was not found: no trial inside the bound")
+    nowhere = dataclasses.replace(none, bound=dataclasses.replace(none.bound, c_max=None))
+    assert answer(nowhere) == "C_V was not found: no number of clusters passes the bound."
 
 
 def test_settings_that_are_searched_besides_c_are_columns_and_in_the_answer(capsys):

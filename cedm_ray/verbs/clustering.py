@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from cedm_ray.errors import NoUsableResultError
-from cedm_ray.verbs.options import open_study, options, print_one
+from cedm_ray.verbs.options import NO_C_PASSES, open_study, options, print_one
 
 
 @click.command()
@@ -79,7 +79,7 @@ def bound(
             click.echo(findings.lower.reason)
         click.echo(f"Page: {place.bound_page.absolute()}")
     if findings.bound.c_max is None:
-        raise NoUsableResultError(findings.bound.reason, mend="train the clustering longer, or lower bound.alpha")
+        raise NoUsableResultError(findings.bound.reason, mend=NO_C_PASSES)
 
 
 @click.command()

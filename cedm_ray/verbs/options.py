@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+NO_C_PASSES = "train the clustering longer (clustering.epochs) or lower bound.alpha, in another study: --study"
+"""What mends a bound that no C passes: what fits were made by stays as it is in their study."""
 
 def options(*names: str) -> Callable:
     """Options that several verbs share."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from cedm_ray.errors import ConfigurationError, NoUsableResultError
-from cedm_ray.verbs.options import open_finished, open_like, open_study, options
+from cedm_ray.verbs.options import NO_C_PASSES, open_finished, open_like, open_study, options
 from cedm_ray.verbs.planning import print_plan
 
 SOME_TRIALS_FAILED = 4
@@ -68,6 +68,8 @@ def search(
 
     result = publish(place, read, found)
     _print_study(place, result, as_json)
+    if result.bound.c_max is None:
+        raise NoUsableResultError(result.bound.reason, mend=NO_C_PASSES)
     if result.best is None:
         raise NoUsableResultError("no trial inside the bound has a usable distance", mend="see the table's last column")
     if any(trial.status == "failed" for trial in result.trials):

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from cedm_ray import durable
+from cedm_ray.search.study import FitRecord
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 
@@ -66,6 +68,23 @@ def test_like_a_study_without_a_bound_ends_with_2(run, fresh, digit_folder, tmp_
     code, _, err = run("search", "--like", fresh.path, "--images", digit_folder, "--study", tmp_path / "new")
     assert code == 2
     assert "no C_max" in err
+
+
+def test_a_search_of_which_no_c_passes_the_bound_ends_with_5_and_says_what_to_change(run, fresh, tiny_space, tmp_path):
+    """The search is over with its bound, and Ray is not started."""
+    fresh.fit("c00004-r0").with_suffix(".json").unlink()
+    for size in (2, 4):
+        record = FitRecord(num_clusters=size, repeat=0, num_used=1, loss=0.0, seconds=0.0)
+        fresh.write_fit(record, f"c{size:05d}-r0", {"labels": np.zeros(300, np.int32)}, {"method": "temi"})
+    place = tmp_path / "space.yaml"
+    place.write_text(yaml.safe_dump(tiny_space.model_dump(mode="json")))
+    for verb in ("search", "bound"):
+        code, out, err = run(verb, place, "--study", fresh.path, "-q")
+        assert code == 5
+        assert "lower bound.alpha, in another study" in err
+        assert ("C_V was not found: no number of clusters passes the bound." in out) == (verb == "search")
+        reason = durable.read_record(fresh.path / "result.json")["bound"]["reason"]
+        assert f"error: {reason}\n" in err
 
 
 def test_a_search_of_which_some_trials_failed_has_its_answer_and_ends_with_4(run, done, tiny_space, tmp_path):
