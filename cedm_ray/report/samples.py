@@ -56,13 +56,13 @@ def sample_to_files(
     """Generate one image per seed and write a picture, the images, or both.
 
     about: what the images follow from besides their seeds, as plain values. out: as `write_samples`. A picture of no
-    image is not written. Raises
-    ConfigurationError for a folder with other images and for a picture of too many, StorageError.
+    image is not written. Raises ConfigurationError for a folder with other images and for a picture of too many,
+    StorageError.
     """
     if grid is not None and len(seeds) > MAX_GRID:
         mend = f"leave --grid away, or name at most {MAX_GRID:,} seeds"
         raise ConfigurationError(f"{len(seeds):,} images do not fit into one picture", mend=mend)
-    folder = out if out is not None and out.suffix not in (".zip", ".npz") else None
+    folder = out if out is not None and out.suffix.lower() not in (".zip", ".npz") else None
     missing = seeds if folder is None else _missing(folder, seeds, about)
     if found := len(seeds) - len(missing):
         show(Notice(text=f"{found:,} of {len(seeds):,} images are in {folder.absolute()} already"))
@@ -101,10 +101,10 @@ def write_samples(parts: Iterable[Samples], path: Path) -> None:
     else a folder. A zip or npz appears when it is whole. Raises StorageError.
     """
     path = Path(path)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         with _appearing(path) as temporary:
             _write_npz(parts, temporary)
-    elif path.suffix == ".zip":
+    elif path.suffix.lower() == ".zip":
         with _appearing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for part in parts:
                 for name, data in _files(part).items():

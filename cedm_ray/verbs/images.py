@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from cedm_ray.errors import ConfigurationError, InputDataError
-from cedm_ray.verbs.options import options
+from cedm_ray.verbs.options import Target, options
 
 SHOWN = 5
 
@@ -46,7 +46,7 @@ def _limits(function: Callable) -> Callable:
 
 @images.command("inspect")
 @click.argument("path")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet, a PNG file.")
+@click.option("--sheet", type=Target(".png"), help="Write a contact sheet, a PNG file.")
 @_background
 @_limits
 @options("quiet", "json")
@@ -233,7 +233,9 @@ def import_verb(path: str, out: Path, address: str | None, quiet: bool, as_json:
 
 @images.command("export")
 @click.argument("folder", metavar="SET", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder, *.zip or *.parquet.")
+@click.option(
+    "--out", required=True, type=Target(".zip", ".parquet", folder=True), help="A folder, *.zip or *.parquet."
+)
 @options("quiet")
 def export_verb(folder: Path, out: Path, quiet: bool) -> None:
     """Write a set as files: PNG in a folder or in EDM's zip, or Parquet."""

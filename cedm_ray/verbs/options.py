@@ -10,6 +10,27 @@ import click
 NO_C_PASSES = "train the clustering longer (clustering.epochs) or lower bound.alpha, in another study: --study"
 """What mends a bound that no C passes: what fits were made by stays as it is in their study."""
 
+_FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".zip", ".tar", ".tgz", ".gz", ".npz")
+_FILES += (".npy", ".parquet", ".pt", ".mp4")
+
+
+class Target(click.Path):
+    """A path to write to. kinds: endings that its file may have. folder: whether it may be a folder as well, which is
+    any name but one that ends as a file of another kind does: a folder `x.gif` is not what was meant."""
+
+    def __init__(self, *kinds: str, folder: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self.kinds, self.folder = kinds, folder
+
+    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> Path:
+        path = super().convert(value, param, context)
+        ending = path.suffix.lower()
+        if ending not in self.kinds and (ending in _FILES or not self.folder):
+            allowed = " or ".join(["a folder"] * self.folder + [f"*{kind}" for kind in self.kinds])
+            self.fail(f"{path} must be {allowed}", param, context)
+        return path
+
+
 def options(*names: str) -> Callable:
     """Options that several verbs share."""
     known = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cedm_ray.errors import ConfigurationError, NoUsableResultError
-from cedm_ray.verbs.options import needs_cluster, open_finished, options
+from cedm_ray.verbs.options import Target, needs_cluster, open_finished, options
 
 
 @click.command()
@@ -36,8 +36,8 @@ from cedm_ray.verbs.options import needs_cluster, open_finished, options
     show_default=True,
     help="Candidates for a seed with --min-confidence; a seed without a sure one has no image.",
 )
-@click.option("--grid", type=click.Path(path_type=Path), help="Write one picture of all images.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the images: a folder, *.zip or *.npz.")
+@click.option("--grid", type=Target(".png"), help="Write one picture of all images, a PNG file.")
+@click.option("--out", type=Target(".zip", ".npz", folder=True), help="Write the images: a folder, *.zip or *.npz.")
 @options("trial", "address", "quiet")
 def sample(
     study: Path,
@@ -108,7 +108,7 @@ def _tell_rejection(job, made) -> None:
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.argument("kind", type=click.Choice(["clusters", "sweep", "classes", "confidence"]))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The picture, a PNG file.")
+@click.option("--out", required=True, type=Target(".png"), help="The picture, a PNG file.")
 @click.option("--rows", type=click.IntRange(min=1, max=100), help="Rows of images; default: 8, with confidence 2.")
 @click.option("--columns", type=click.IntRange(min=1, max=100), default=8, show_default=True, help="Images in a row.")
 @click.option("--first-seed", type=click.IntRange(min=0, max=2**31), default=0, help="The first seed; default: 0.")

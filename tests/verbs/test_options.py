@@ -1,8 +1,10 @@
 """How a verb opens a study, and what it says where it cannot."""
 
+from pathlib import Path
+
 import pytest
 
-from cedm_ray.verbs.options import needs_cluster
+from cedm_ray.verbs.options import Target, needs_cluster
 
 
 def test_a_broken_space_ends_with_2_file_line_and_column(run, tmp_path):
@@ -35,6 +37,33 @@ def test_a_folder_that_is_no_study_ends_with_2_and_the_command_to_begin_one(run,
     assert (code, out) == (2, "")
     assert "is not a study" in err
     assert "cedm-ray search SPACE --study" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("sample", "s", "--out", "x.gif"), "x.gif must be a folder or *.zip or *.npz"),
+        (("sample", "s", "--out", "x.PNG"), "x.PNG must be a folder or *.zip or *.npz"),
+        (("sample", "s", "--grid", "x.jpg"), "x.jpg must be *.png"),
+        (("figure", "s", "sweep", "--out", "x"), "x must be *.png"),
+        (("images", "inspect", "p", "--sheet", "x.pdf"), "x.pdf must be *.png"),
+        (("images", "export", "s", "--out", "x.tar"), "x.tar must be a folder or *.zip or *.parquet"),
+    ],
+)
+def test_a_file_of_a_kind_that_is_not_written_is_refused_and_becomes_no_folder(
+    run, tmp_path, monkeypatch, arguments, told
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_any_name_and_files_of_either_case_are_places_to_write_to():
+    place = Target(".zip", folder=True)
+    for name in ("run-0.5", "samples.v2", "samples", "a.b/c", "x.zip", "x.ZIP"):
+        assert place.convert(name, None, None) == Path(name)
 
 
 @pytest.mark.parametrize(
