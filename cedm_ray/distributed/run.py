@@ -239,19 +239,16 @@ def _run_tasks(
     # Of what died the driver says what is to be known; Tune would put a traceback of Ray's among the lines, and in the
     # end that trials did not complete which did, in another process.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    started = time.monotonic()
     try:
         # Tune prints a header even when told to be silent, and standard output is for results.
         with contextlib.redirect_stdout(io.StringIO()):
             tuner.fit()
     finally:
-        ended = time.monotonic()
-        found = driver.bound_found if driver.bound_found is not None else ended
+        stage, started = {"search": "trials", "trial": "trials"}.get(goal.kind, "fits"), driver.began
         if goal.kind in ("bound", "search") and driver.bound_was_unknown:
-            study.write_timing("bound", found - started)
-            started = found
-        if ended > started:
-            study.write_timing({"search": "trials", "trial": "trials"}.get(goal.kind, "fits"), ended - started)
+            # That of a bound that was found the driver has written down.
+            stage, started = ("bound", started) if driver.bound_found is None else (stage, driver.bound_found)
+        study.write_timing(stage, time.monotonic() - started)
     if driver.fatal is not None:
         raise driver.fatal
     if not driver.agenda.finished:

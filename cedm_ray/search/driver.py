@@ -39,8 +39,8 @@ class Driver:
     cluster holds.
 
     live: the tasks that run, by name, with what they hold. fatal: an error that ends the whole search, None while there
-    is none. bound_was_unknown: when this driver began. bound_found: when it came to be known, in monotonic seconds;
-    None while it is not.
+    is none. began: when this driver did, in monotonic seconds. bound_was_unknown: then. bound_found: when it came to be
+    known, likewise; None while it is not.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Driver:
         self.fatal: CedmError | None = dead_end(study, self.agenda)
         self.bound_was_unknown = self.agenda.bound is None
         self.bound_found: float | None = None
+        self.began = time.monotonic()
         # By the extractor, None for the space's own: to look means to read all neighbors.
         self._features_shapes = {None: features_shape(study)}
         self._waves_recorded, self._proposals_recorded = 0, len(study.proposals())
@@ -310,6 +311,9 @@ class Driver:
         self._record(self._contest.settle())
         if self.agenda.bound is not None and self.bound_was_unknown and self.bound_found is None:
             self.bound_found = time.monotonic()
+            if self.goal.kind in ("bound", "search"):
+                # At once: a driver that is killed later would take it along.
+                self.study.write_timing("bound", self.bound_found - self.began)
             reason = self.agenda.bound.reason
             self._later.append(lambda: self._show(Notice(text=reason)))
 

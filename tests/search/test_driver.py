@@ -203,6 +203,10 @@ def test_candidates_are_on_record_as_soon_as_the_bound_is_known(played, tmp_path
     assert tuple(order) == cluster.driver.agenda.candidates
     assert sorted(order) == [2, 3, 4]
     assert cluster.driver.bound_found is not None
+    # Also of a driver that is killed later.
+    assert cluster.driver.study.stage_s() == {
+        "bound": pytest.approx(cluster.driver.bound_found - cluster.driver.began, abs=0.001)
+    }
     assert cluster.driver.agenda.bound.reason in cluster.notices
     again = played.Cluster(tmp_path, played.space_of())
     assert not again.driver.bound_was_unknown
