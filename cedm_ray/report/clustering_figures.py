@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from cedm_ray.clustering.bound import BoundResult
 from cedm_ray.clustering.lower_bound import LowerBoundResult
@@ -69,6 +69,7 @@ def size_histogram(counts: np.ndarray) -> Figure:
         # Whole sizes only: below a size of some tens the bins of a logarithmic axis would be narrower than one image.
         edges = np.unique(np.geomspace(low, high + 1, _BINS + 1).round()) - 0.5
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         width = max(1, math.ceil((high - low + 1) / _BINS))

@@ -156,8 +156,7 @@ def distance_versus_images(result: StudyResult) -> Figure:
         name = trial.trial if apart else f"C = {trial.num_clusters:,}"
         name += f", p{proposal}" if (proposal := read_trial_name(trial.trial).proposal) else ""
         name += f", seed {trial.seed}" if trial.seed else ""
-        # A line of one point has nothing on its left, but all the others on its right.
-        left = len(x) == 1 and len(result.rungs_kimg) > 1
+        left = _is_point(trial, result)
         ends.append(LineEnd(x=x[-1], y=y[-1], name=name, color=color, bold=best, keep=best or apart, left=left))
     name_ends(axes, ends, _SMALL)
     if not trials:
@@ -285,12 +284,14 @@ def _images_axis(axes: Axes, result: StudyResult, trials: Sequence[TrialResult])
     ends = [value for value in (*result.rungs_kimg, *seen) if value > 0] or [1.0]
     low, high = min(ends), max(ends)
     position = float
+    named_on_the_left = high > low and any(_is_point(t, result) for t in trials)
     if high / low > 5:
         axes.set_xscale("log", base=2)
-        axes.set_xlim(low / (high / low) ** 0.12, high * (high / low) ** 0.01)
+        axes.set_xlim(low / (high / low) ** (0.27 if named_on_the_left else 0.12), high * (high / low) ** 0.01)
         position = math.log2
     else:
-        axes.set_xlim(0 if low < 0.5 * high else 0.9 * low, high * 1.015)
+        left = low - 0.27 * (high - low) if named_on_the_left else 0.9 * low
+        axes.set_xlim(0 if low < 0.5 * high else left, high * 1.015)
     span = position(high) - (position(low) if position is math.log2 else 0.0)
     wanted = sorted(result.rungs_kimg, reverse=True)
     axes.xaxis.set_major_locator(FixedLocator(spaced(wanted, [(position(r),) for r in wanted], (0.05 * span,))))
@@ -309,6 +310,12 @@ def _colors(clusters: Sequence[int]) -> dict[int, tuple[float, float, float, flo
 
 def _usable(trial: TrialResult) -> list[TrialReport]:
     return [report for report in trial.reports if report.distance is not None and not report.collapsed]
+
+
+def _is_point(trial: TrialResult, result: StudyResult) -> bool:
+    """Whether a trial's line is one point of several rungs: it has nothing on its left, where its name goes, but all
+    the others on its right."""
+    return len(_usable(trial)) == 1 and len(result.rungs_kimg) > 1
 
 
 def _levels(result: StudyResult) -> list[tuple[TrialResult, str, str, int]]:

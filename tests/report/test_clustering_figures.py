@@ -53,5 +53,8 @@ def test_every_used_cluster_is_in_one_bar(counts):
     axes = figure.axes[0]
     assert sum(bar.get_height() for bar in axes.patches) == np.count_nonzero(counts)
     assert len(axes.patches) <= 31
+    # Whoever reads it can tell small from large: no axis has a single number.
+    low, high = sorted(axes.get_xlim())
+    assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 3
     empty = counts.count(0)
     assert (f"{empty:,} of {len(counts):,} clusters are empty" in labels(figure)) == bool(empty)

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cedm_ray.clustering.bound import BoundPoint, BoundResult
 from cedm_ray.report.figures import (
@@ -149,6 +150,20 @@ def test_each_trial_is_a_line_over_thousands_of_images():
     assert {(line.get_xdata()[0], line.get_ydata()[0]) for line in crosses} == {(10.0, 19.0), (5.0, 37.0)}
     assert sorted(texts(axes)) == ["C = 10", "C = 20", "C = 40", "C = 5", "unconditional"]
     assert [line.get_xdata()[0] for line in axes.lines if line.get_linewidth() == 0.7] == list(RUNGS)
+
+
+@pytest.mark.parametrize("rungs", [(40.0, 80.0), (60.0, 80.0), (5.0, 10.0, 20.0), (1.0, 100.0)])
+def test_names_of_trials_that_ended_at_the_first_rung_stand_inside_the_axes(rungs):
+    ended = replace(trial(1250, [30.0], status="stopped"), seed=1)
+    report = replace(ended.reports[0], images_seen=int(1000 * rungs[0]))
+    result = study(replace(ended, reports=(report,)), best=None, rungs_kimg=rungs)
+    figure = distance_versus_images(result)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    (name,) = axes.texts
+    assert name.get_text() == "C = 1,250, seed 1"
+    assert name.get_window_extent(canvas.get_renderer()).x0 > axes.bbox.x0
 
 
 def test_a_collapsed_report_is_no_distance():
