@@ -285,7 +285,8 @@ def _check_model(request: Request, kinds: set[str], model: TrainedModel | None) 
     if model is None:
         for option, value in (("--trial", request.trial), ("--num", request.num), ("--sets", request.sets)):
             if value is not None:
-                raise ConfigurationError(f"{option} is for a study's models, and {request.source} is not a study")
+                text = f"{option} is for a study's models, and {request.source} is not a study"
+                raise ConfigurationError(text, mend=f"leave {option} away: all of these images are one set")
     if "unconditional" in kinds and not (model is not None and model.meaning.is_conditional):
         raise ConfigurationError("ufd and ufid compare a conditional model of a study with its unconditional one")
     if "msp" in kinds and (model is None or model.meaning.num_clusters is None):

@@ -86,7 +86,7 @@ def _download(file: WebFile, path: Path, what: str) -> None:
         raise InputDataError(
             f"the weights of {what} are not at {path} and cannot be downloaded: {reason}",
             mend=f"where there is a network download {file.url} and put it there; or name a file you have with "
-            "features.weights or evaluation.weights",
+            "features.weights or evaluation.weights (cedm-ray evaluate: --weights)",
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -160,7 +160,7 @@ def hub_file(repository: str, names: Sequence[str], *, kept_as: str, what: str) 
         f"the weights of {what} are neither at {own} nor in {constants.HF_HUB_CACHE}, and cannot be downloaded: "
         f"{first_line}",
         mend=f"where there is a network download {url} and put it at {own}; or name a file you have with "
-        "features.weights or evaluation.weights",
+        "features.weights or evaluation.weights (cedm-ray evaluate: --weights)",
     )
 
 

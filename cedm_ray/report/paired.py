@@ -34,9 +34,7 @@ def clusters_picture(
     if clusters is None:
         classes = spread_over_sizes(meaning.counts, rows).tolist()
     else:
-        if unknown := [cluster for cluster in clusters if cluster not in meaning.class_ids]:
-            raise ConfigurationError(f"{meaning.trial} was not trained on a cluster {unknown[0]}")
-        classes = [meaning.class_ids.index(cluster) for cluster in clusters]
+        classes = meaning.classes_of(clusters)
     seeds = range(first_seed, first_seed + columns)
     images = _product(model, classes, seeds, show)
     total = sum(meaning.counts)

@@ -72,6 +72,15 @@ class Meaning:
         """Whether the network takes a condition, clusters or features."""
         return bool(self.class_ids) or self.feature_dim > 0
 
+    def classes_of(self, clusters: Sequence[int]) -> list[int]:
+        """The classes that stand for clusters, by their original ids. Raises ConfigurationError for one that the model
+        does not know."""
+        ids = self.class_ids
+        if unknown := [cluster for cluster in clusters if cluster not in ids]:
+            known = f"its {len(ids)} used clusters lie between {min(ids)} and {max(ids)}"
+            raise ConfigurationError(f"{self.trial} was not trained on a cluster {unknown[0]}: {known}")
+        return [ids.index(cluster) for cluster in clusters]
+
     def to_json(self) -> dict[str, Any]:
         # Left out where they say nothing, so that what is known of other models keeps its digest.
         about = {"features_key": self.features_key, "feature_dim": self.feature_dim} if self.feature_dim else {}

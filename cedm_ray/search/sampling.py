@@ -183,13 +183,9 @@ def same_clusters(study: Study, meaning: Meaning, other: Study, theirs: Meaning)
 
 
 def _check_condition(meaning: Meaning, condition: Condition) -> None:
-    ids = meaning.class_ids
-    if condition.kind != "q" and not ids:
+    if condition.kind != "q" and not meaning.class_ids:
         raise ConfigurationError(f"{meaning.trial} was not trained on clusters: --condition must be q, got {condition}")
-    unknown = next((cluster for cluster in condition.clusters if cluster not in ids), None)
-    if unknown is not None:
-        known = f"its {len(ids)} used clusters lie between {min(ids)} and {max(ids)}"
-        raise ConfigurationError(f"{meaning.trial} was not trained on a cluster {unknown}: {known}")
+    meaning.classes_of(condition.clusters)
 
 
 def _check_guide(study: Study, meaning: Meaning, other: Study, theirs: Meaning) -> None:
@@ -303,8 +299,7 @@ class Sampler:
     def _classes(self, seeds: Sequence[int]) -> np.ndarray:
         """The class of every seed, int64 [n]."""
         if self.job.condition.kind == "list":
-            ids = self.model.meaning.class_ids
-            listed = np.array([ids.index(cluster) for cluster in self.job.condition.clusters])
+            listed = np.array(self.model.meaning.classes_of(self.job.condition.clusters))
             return listed[np.asarray(seeds, dtype=np.int64) % len(listed)]
         return draw_latents_and_conditions(seeds, self.model.meaning.image_size, self._counts())[1].numpy()
 
