@@ -192,9 +192,14 @@ def _measure(
     """Yields progress, and (images per second of one worker, images of a step) last."""
     share = space.training.batch_size // space.resources.trial.workers
     if device == "cpu":
-        # On a CPU images cost about the same in any batch, so that a few of them tell as much.
-        first, last = list(_timed(space, pixels, condition, size, device, batch_size=1, steps=2))
-        share = max(1, min(share, int(CPU_S / STEPS / (last[0] - first[0]))))
+        # Of a large network a few images tell as much as the whole batch, which would take too long. Of a small one a
+        # step takes about as long for one image as for many, and one alone would tell nothing of them.
+        share, most = 1, share
+        while share < most:
+            first, last = _timed(space, pixels, condition, size, device, batch_size=share, steps=2)
+            if 2 * (last[0] - first[0]) > CPU_S / STEPS:
+                break
+            share = min(2 * share, most)
     started = ended = 0.0
     for step, (now, note) in enumerate(_timed(space, pixels, condition, size, device, share, STEPS + 1)):
         if note is not None:

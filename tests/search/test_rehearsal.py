@@ -76,6 +76,23 @@ def test_what_cannot_be_rehearsed_says_why(tiny_space, tmp_path):
         next(rehearse(study, split, None, device="cpu"))
 
 
+@pytest.mark.parametrize(
+    ("step_s", "image_s", "batch", "speed"),
+    # A small network, whose steps all take alike; a large one; one that has time for a few images.
+    [(0.5, 0.001, 64, 64 / 0.564), (0.0, 3.0, 1, 1 / 3), (0.0, 0.2, 4, 5.0), (0.01, 0.0, 64, 6400.0)],
+)
+def test_the_speed_told_is_that_of_a_batch_as_far_as_there_is_time_for_one(
+    fresh, tiny_space, monkeypatch, step_s, image_s, batch, speed
+):
+    def timed(space, pixels, condition, size, device, batch_size, steps):
+        return ((step * (step_s + image_s * batch_size), None) for step in range(1, steps + 1))
+
+    monkeypatch.setattr(rehearsal, "_timed", timed)
+    *_, found = rehearse(fresh, tiny_space, 4, device="cpu")
+    assert found.measured_batch == batch
+    assert found.images_per_s == pytest.approx(speed)
+
+
 def test_a_rehearsal_is_plain_values(fresh, tiny_space, monkeypatch):
     monkeypatch.setattr(rehearsal, "CPU_S", 0.1)
     *_, found = rehearse(fresh, tiny_space, None, device="cpu")
