@@ -5,6 +5,7 @@ clusters, K classes, D feature width.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import re
 from collections.abc import Generator
@@ -43,6 +44,13 @@ class Wanted:
     labels: str | None = None
 
     def __post_init__(self) -> None:
+        words = (TEMI, KMEANS, CLIP, LABELS)
+        if self.method not in words and not re.search(r"[./]", self.method):
+            near = difflib.get_close_matches(self.method, words, n=1)
+            raise ConfigurationError(
+                f"--method must be {', '.join(words)} or a file (*.npz, *.npz:KEY, *.parquet, *.pt), got "
+                f"{self.method!r}" + (f"; did you mean {near[0]}?" if near else "")
+            )
         sized = self.method in (TEMI, KMEANS)
         if sized != bool(self.sizes):
             what = "needs" if sized else "does not take"

@@ -32,6 +32,8 @@ def test_sizes_are_numbers_with_commas():
         ({"method": "labels"}, "labels needs labels"),
         ({"method": "clip"}, "clip needs --classes"),
         ({"method": "a.npz", "sizes": "10"}, "a.npz does not take --num-clusters"),
+        ({"method": "kmens", "sizes": "10"}, "got 'kmens'; did you mean kmeans?"),
+        ({"method": "spectral"}, "--method must be temi, kmeans, clip, labels or a file"),
         ({"sizes": "5", "clip_weights": "w.bin"}, "temi does not take --clip-weights"),
     ],
 )
