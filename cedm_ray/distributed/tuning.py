@@ -156,6 +156,9 @@ class DriverNews(_Unpickled, tune.Callback):
             self.show(Progress(task=name, done=result["epoch"], total=result["epochs"], unit=unit, detail=detail))
         elif "images_seen" in result and not result.get("done"):
             # How it ended is said by its decision, and no time is left.
+            if "rung" in result and self.driver.study.images_saved(name) > result["images_seen"]:
+                # Said again by a process that took over beyond it.
+                return
             space, final = self.driver.space, name.endswith("-final")
             total = 1000 * (space.finals.budget_kimg if final else space.rungs.rungs_kimg[-1])
             # A report's loss is the mean since the rung before: among those of the moment it would look like a jump.

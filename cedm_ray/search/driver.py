@@ -163,7 +163,8 @@ class Driver:
         decision, new = self._contest.judge(report)
         # It has got on since, so that earlier deaths say nothing of the next.
         self._deaths.pop(report.trial, None)
-        self._record(new or (decision,))
+        # A process that takes over says its earlier reports again, of which everything is on record.
+        self._record(new)
         return decision
 
     def end(self, name: str) -> None:

@@ -13,6 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils.object_cache import _ObjectCache
 
+from cedm_ray import durable
 from cedm_ray.distributed import ENVIRONMENT
 from cedm_ray.distributed.spares import Spares
 from cedm_ray.distributed.trainable import StudyTask
@@ -247,6 +248,20 @@ def test_progress_is_shown_in_images_of_the_whole_budget(study, space, shown):
     news(FakeDriver(study, space), shown).on_trial_result(1, [], SimpleNamespace(trial_id="t"), result)
     (progress,) = shown
     assert (progress.task, progress.done, progress.total) == ("c00004", 250, 1000)
+
+
+def test_a_report_that_a_process_says_again_beyond_it_is_no_progress(study, space, shown):
+    """The trial would seem to be back there, and the time left to be that of whoever trained so fast since."""
+    told = news(FakeDriver(study, space), shown)
+    result = {"images_seen": 250, "loss": 3.0, "rung": 0}
+    for saved, lines in ((250, 1), (300, 1)):
+        place = study.checkpoints("c00004") / f"{saved:012d}" / durable.MANIFEST
+        place.parent.mkdir(parents=True)
+        place.touch()
+        told.on_trial_result(1, [], TRIAL, result)
+        assert len(shown) == lines
+    told.on_trial_result(2, [], TRIAL, {"images_seen": 350, "loss": 3.0})
+    assert shown[-1].done == 350
 
 
 def test_nothing_of_a_study_goes_into_tunes_pickles(study, space, shown):
