@@ -22,7 +22,7 @@ from cedm_ray.diffusion.edm import Denoiser, EDMConfig
 from cedm_ray.diffusion.sample import SampleConfig, sample_on_device
 from cedm_ray.diffusion.train import TrainState
 from cedm_ray.diffusion.unet import UNet, UNetConfig
-from cedm_ray.errors import ConfigurationError
+from cedm_ray.errors import ConfigurationError, IntegrityError
 from cedm_ray.search.feature_bank import unit_features
 from cedm_ray.search.results import Notice, Show
 from cedm_ray.search.study import Study
@@ -230,9 +230,13 @@ def find_checkpoint(study: Study, trial: str | None, show: Show) -> durable.Chec
     """
     if trial is None:
         if not (study.best / durable.MANIFEST).exists():
-            mend = "let the search finish, or name a trial: --trial " + ", ".join(study.trials() or ["c00020"])
-            raise ConfigurationError(f"{study.path} has no best model yet", mend=mend)
-        return durable.read_checkpoint(study.best)
+            named = f", or name a trial: --trial {', '.join(study.trials())}" if study.trials() else ""
+            raise ConfigurationError(f"{study.path} has no best model yet", mend=f"let the search finish{named}")
+        try:
+            return durable.read_checkpoint(study.best)
+        except IntegrityError as error:
+            mend = f"remove {study.best} and run the search again, which keeps it anew from the trial's checkpoint"
+            raise IntegrityError(str(error), mend=mend) from None
     name, at, kimg = trial.partition("@")
     if at:
         return _checkpoint_at(study, name, kimg)

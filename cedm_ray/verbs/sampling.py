@@ -177,7 +177,11 @@ def figure(
     with Display(quiet=quiet) as show:
         common = {"rows": rows or (2 if kind == "confidence" else 8), "first_seed": first_seed, "show": show}
         if kind == "sweep":
-            names = place.trials() if trials is None else trials.split(",")
+            # Of all trials those that have got to a model.
+            begun = [name for name in place.trials() if place.images_saved(name)]
+            names = begun if trials is None else trials.split(",")
+            if not names:
+                raise ConfigurationError(f"{study} has no trained model yet", mend="let the search get further first")
             picture = paired.sweep_picture([find_model(place, name, device, show) for name in names], **common)
         else:
             model, common = find_model(place, trial, device, show), common | {"columns": columns}

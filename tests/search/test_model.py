@@ -69,7 +69,11 @@ def test_a_sampler_given_replaces_the_models_own(finished):
 def test_no_best_model_and_an_unknown_trial_are_configuration_errors(fresh, done):
     with pytest.raises(ConfigurationError, match="has no best model yet") as caught:
         find_model(fresh, None, "cpu", [].append)
-    assert "--trial" in caught.value.mend
+    assert caught.value.mend == "let the search finish"
+    fresh.begin_trial("c00004")
+    with pytest.raises(ConfigurationError, match="has no best model yet") as caught:
+        find_model(fresh, None, "cpu", [].append)
+    assert caught.value.mend.endswith("name a trial: --trial c00004")
     with pytest.raises(ConfigurationError, match=r"no trained model of 'c00099'; its trials are: .*unconditional"):
         find_model(done, "c00099", "cpu", [].append)
 

@@ -1,5 +1,6 @@
 """The verb that makes images."""
 
+import shutil
 import zipfile
 
 import pytest
@@ -106,3 +107,27 @@ def test_figures_that_cannot_be_are_refused(run, finished, tmp_path, options, me
     code, _, err = run("figure", finished.path, *options, "--out", tmp_path / "figure.png", "-q")
     assert code == 2
     assert message in err
+
+
+def test_a_sweep_leaves_out_trials_that_have_no_model_yet_and_needs_one(run, finished, fresh, tmp_path):
+    out = tmp_path / "figure.png"
+    drawn = ("figure", fresh.path, "sweep", "--rows", "2", "--out", out, "-q")
+    code, printed, err = run(*drawn)
+    assert (code, printed) == (2, "")
+    assert "has no trained model yet" in err
+    shutil.copytree(finished.checkpoints(UNCONDITIONAL), fresh.checkpoints(UNCONDITIONAL))
+    fresh.begin_trial("c00008")
+    assert run(*drawn)[0] == 0
+    with Image.open(out) as picture:
+        alone = picture.size
+    assert run(*drawn, "--trials", UNCONDITIONAL)[0] == 0
+    with Image.open(out) as picture:
+        assert picture.size == alone
+
+
+def test_a_damaged_best_model_is_named_with_the_way_to_keep_it_anew(run, done, tmp_path):
+    with (done.best / "ema.safetensors").open("ab") as file:
+        file.write(b"x")
+    code, printed, err = run("sample", done.path, "--grid", tmp_path / "x.png", "-q")
+    assert (code, printed) == (8, "")
+    assert f"remove {done.best} and run the search again" in err
