@@ -193,7 +193,9 @@ def _budget_lines(budget, hardware: str) -> list[str]:
         lines.append(f"Time: {took}, {_span(budget.wall_h)} h on the clock, evaluations{what} included.")
         lines.append(f"  at {budget.rate.images_per_s:,.4g} images/s for each {each}: {budget.rate.source}")
     lines.append(f"Storage: {_storage(budget)}; images and features come to it.")
-    lines.append("Figures a-b are the 5th and 95th percentile over searches whose ranking is drawn at random.")
+    spans = (*budget.survivors, budget.images, budget.saving, budget.seed_images, budget.trial_h, budget.wall_h)
+    if any(span is not None and span.low != span.high for span in spans):
+        lines.append("Figures a-b are the 5th and 95th percentile over searches whose ranking is drawn at random.")
     return lines
 
 

@@ -20,6 +20,15 @@ def test_plan_prints_rungs_and_shares(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("rule", "told"), [("asha", True), ("halving", False)])
+def test_plan_says_what_its_ranges_are_where_it_has_any(run, tmp_path, rule, told):
+    text = (SPACES / "digits.yaml").read_text().replace("rule: halving", f"rule: {rule}")
+    (tmp_path / "space.yaml").write_text(text)
+    _, out, _ = run("plan", tmp_path / "space.yaml")
+    assert (re.search(r"\d \(\d[\d.]*-\d[\d.]*\)", out) is not None) is told
+    assert ("5th and 95th percentile" in out) is told
+
+
 def test_plan_as_json_adds_up(run):
     code, out, _ = run("plan", SPACES / "new_dataset.yaml", "--json", "--image-size", "32")
     told = json.loads(out)
