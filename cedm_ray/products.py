@@ -117,4 +117,7 @@ def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 def _inner_product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """a [M, K] @ b [K, N] + bias [N], by an operator of torch's compiler that no public function calls."""
+    if not (b.is_contiguous() or b.T.is_contiguous()):
+        # A part of a larger matrix: oneDNN has only a loop for it, of a thousandth of the speed.
+        b = b.contiguous()
     return torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")

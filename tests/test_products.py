@@ -163,3 +163,15 @@ def test_every_condition_is_needed(owner, name, monkeypatch):
         assert onednn_is_faster() is False
     finally:
         onednn_is_faster.cache_clear()
+
+
+@needs_onednn
+def test_onednn_is_given_no_part_of_a_larger_matrix_which_it_has_no_kernel_for(monkeypatch):
+    given, original = [], torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *a: given.extend(a[:2]) or original(*a))
+    a, b = (laid_out("part", 1, *shape, seed=seed)[0] for seed, shape in enumerate((LARGE[:2], LARGE[1:])))
+    found = product(a, b)
+    torch.testing.assert_close(found.double(), a.double() @ b.double(), rtol=1e-4, atol=1e-4)
+    assert len(given) == 2
+    assert all(factor.is_contiguous() or factor.T.is_contiguous() for factor in given)
