@@ -156,9 +156,8 @@ def tell_phase(study: str, phase: str) -> None:
 
 @dataclass(slots=True)
 class _Running:
-    """A task that runs. is_fit: and not a trial. since: monotonic seconds, up to when its GPU time is counted."""
+    """A task that runs. since: monotonic seconds, up to when its GPU time is counted."""
 
-    is_fit: bool
     gpus: float
     since: float
 
@@ -188,7 +187,7 @@ class DriverMetrics(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         name, gpus = self.names[trial.trial_id], float(trial.config["gpus"])
-        self._running[name] = _Running(is_fit="repeat" in trial.config, gpus=gpus, since=time.monotonic())
+        self._running[name] = _Running(gpus=gpus, since=time.monotonic())
         self.metrics.set("cedm_gpus", gpus, trial=name)
         self.metrics.set("cedm_num_clusters", float(trial.config["num_clusters"] or 0), trial=name)
         self._tell_whole()
@@ -220,7 +219,7 @@ class DriverMetrics(tune.Callback):
             # Its process never began.
             return
         self._count(name)
-        is_fit = self._running.pop(name).is_fit
+        del self._running[name]
         fit = self.driver.study.fits().get(name)
         status = self._statuses().get(name)
         if fit is not None:
@@ -228,7 +227,7 @@ class DriverMetrics(tune.Callback):
         elif status is None or status in WASTED:
             self.metrics.add("cedm_wasted_gpu_seconds", self._spent[name])
         self.metrics.set("cedm_gpus", 0.0, trial=name)
-        if not is_fit:
+        if not _OF_FIT.search(name):
             self.metrics.set("cedm_images_per_second", 0.0, trial=name)
         self._tell_whole()
 

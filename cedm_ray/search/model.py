@@ -75,11 +75,13 @@ class Meaning:
     def classes_of(self, clusters: Sequence[int]) -> list[int]:
         """The classes that stand for clusters, by their original ids. Raises ConfigurationError for one that the model
         does not know."""
-        ids = self.class_ids
-        if unknown := [cluster for cluster in clusters if cluster not in ids]:
-            known = f"its {len(ids)} used clusters lie between {min(ids)} and {max(ids)}"
-            raise ConfigurationError(f"{self.trial} was not trained on a cluster {unknown[0]}: {known}")
-        return [ids.index(cluster) for cluster in clusters]
+        # Asked at every batch, and clusters may be listed for each of many thousand images.
+        classes = {cluster: index for index, cluster in enumerate(self.class_ids)}
+        for cluster in clusters:
+            if cluster not in classes:
+                known = f"its {len(classes)} used clusters lie between {min(classes)} and {max(classes)}"
+                raise ConfigurationError(f"{self.trial} was not trained on a cluster {cluster}: {known}")
+        return [classes[cluster] for cluster in clusters]
 
     def to_json(self) -> dict[str, Any]:
         # Left out where they say nothing, so that what is known of other models keeps its digest.

@@ -56,7 +56,7 @@ def _check_unchanged(images: ImageSet, config: ImagesConfig, study: Study, show:
     except InputDataError as error:
         show(Notice(text=f"the source is out of reach ({error}); the study goes on with its own copy of the images"))
         return
-    if images.fingerprint is None or now in (images.fingerprint, *study.same_sources()):
+    if images.fingerprint in (None, now) or now in study.same_sources():
         return
     show(Notice(text=f"the files of {config.source} are not dated as they were: their contents are compared"))
     if not same_images(config, study.images):

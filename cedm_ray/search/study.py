@@ -180,7 +180,8 @@ class Study:
         """
         begun = self.settled()
         found = dict(_differences(completed(begun) if completed is not None else begun, settled, ""))
-        fixed = [text for key, text in found.items() if any(f"{key}.".startswith(made) for made in self._made_by())]
+        made = tuple(self._made_by())
+        fixed = [text for key, text in found.items() if f"{key}.".startswith(made)]
         if fixed:
             mend = "give the space that the study was begun with, or another --study for the new one"
             raise ConfigurationError(f"{self.path} was begun with another space: " + "; ".join(fixed), mend=mend)

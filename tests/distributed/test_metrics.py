@@ -143,10 +143,7 @@ class Search:
         self.metrics = DriverMetrics(self, {}, StudyMetrics("s"))
 
     def begin(self, task, gpus):
-        config = {"gpus": gpus, "num_clusters": task.num_clusters}
-        if isinstance(task, FitTask):
-            config["repeat"] = task.repeat
-        trial = SimpleNamespace(trial_id=task.name, config=config)
+        trial = SimpleNamespace(trial_id=task.name, config={"gpus": gpus, "num_clusters": task.num_clusters})
         self.metrics.names[task.name] = task.name
         self.live[task.name] = (task, Resources(cpus=1, gpus=gpus))
         self.metrics.on_trial_start(1, [], trial)
