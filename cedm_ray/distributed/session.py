@@ -13,6 +13,8 @@ from importlib.metadata import version
 from typing import Any
 
 import ray
+from ray._private import services
+from ray._private.node import Node
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
 from cedm_ray.distributed.spares import PRELOADED
@@ -25,6 +27,8 @@ machine where its own is gone, and asked again; after more than two losses Ray g
 _CONNECT_S = 5.0
 _AGAIN = "run the same command again: it continues where it stopped"
 _OBJECT_STORE_BYTES = 200_000_000
+# What starts a process that is not needed, and what it answers where none was started: for the dashboard, no address.
+_IDLERS = ((services, "start_api_server", ("", None)), (Node, "start_monitor", None), (Node, "start_log_monitor", None))
 
 
 @contextlib.contextmanager
@@ -71,15 +75,31 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
 
 def start_ray(**options: Any) -> None:
     """Start Ray on this machine and connect to it. options: more of `ray.init`, as tests and benchmarks need them."""
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        # Ray would start a process for every core, most of them for nothing: see spares.py.
-        _system_config={"preload_python_modules": list(PRELOADED), "prestart_worker_first_driver": False},
-        **{"object_store_memory": _OBJECT_STORE_BYTES} | options,
-    )
+    with _without_idlers():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            # Ray would start a process for every core, most of them for nothing: see spares.py.
+            _system_config={"preload_python_modules": list(PRELOADED), "prestart_worker_first_driver": False},
+            **{"object_store_memory": _OBJECT_STORE_BYTES} | options,
+        )
+
+
+@contextlib.contextmanager
+def _without_idlers() -> Iterator[None]:
+    """Inside the block, Ray starts no process that does nothing in a cluster of one command: the dashboard's server,
+    which it starts for usage statistics where no dashboard is wanted, the autoscaler, and who passes on logs to the
+    driver. They would cost a command 2.5 s, and the machine three processes. Private hooks: a test guards them."""
+    kept = [(owner, name, getattr(owner, name)) for owner, name, _ in _IDLERS]
+    for owner, name, answer in _IDLERS:
+        setattr(owner, name, lambda *arguments, answer=answer, **options: answer)
+    try:
+        yield
+    finally:
+        for owner, name, begin in kept:
+            setattr(owner, name, begin)
 
 
 def get(call: Any) -> Any:

@@ -60,3 +60,18 @@ def test_what_the_user_has_set_for_ray_stays():
         check=True,
     )
     assert ended.stdout.split() == ["disabled", "0"]
+
+
+def test_a_cluster_of_one_command_runs_no_process_that_it_does_not_need():
+    code = """
+import subprocess, ray
+from cedm_ray.distributed.session import ray_cluster
+with ray_cluster("local"):
+    assert ray.get(ray.remote(lambda: 42).remote()) == 42
+    session = ray._private.worker._global_node.get_session_dir_path()
+    lines = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    names = ("gcs_server", "raylet", "dashboard.py", "monitor.py", "log_monitor.py")
+    print(*(name for name in names if any(f"/{name} " in line and session in line for line in lines)))
+"""
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["gcs_server", "raylet"]
