@@ -8,6 +8,7 @@ but those seconds.
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ MOST = 8
 """Spare processes on one machine at the most: each holds some 0.4 GB of memory once torch is imported."""
 # A trial of hours may be what they wait for. They end with the driver in any case.
 _KEEP_S = 7 * 86_400
-_LOOK_S, _ANSWER_S = 1.0, 5.0
+_LOOK_S, _ANSWER_S, _START_S = 1.0, 5.0, 30.0
 
 
 class Spares:
@@ -51,18 +52,37 @@ class Spares:
             thread.join(_ANSWER_S)
 
     def _keep(self, job: bytes, environment: str, end: threading.Event) -> None:
-        machines: dict[str, Any] = {}
+        machines: dict[str, _Machine] = {}
         while True:
             for node, count in self.wanted.items():
                 with contextlib.suppress(LookupError, grpc.RpcError):
                     if node not in machines:
-                        machines[node] = machine_of(node)
-                    # One that was started a second ago is known by now.
-                    missing = min(count, MOST) - len(spare_pids(machines[node], job))
-                    if missing > 0:
-                        _start(machines[node], job, environment, missing)
+                        machines[node] = _Machine(node, job)
+                    machines[node].keep(min(count, MOST), environment)
             if end.wait(_LOOK_S):
                 return
+
+
+class _Machine:
+    """One machine, and how many processes it was asked for that it has not told of yet: on a slow one it takes seconds
+    until a process says that it is there. Raises LookupError where the machine is gone."""
+
+    def __init__(self, node: str, job: bytes) -> None:
+        self._machine, self._job = machine_of(node), job
+        self._known: set[int] = set()
+        self._coming, self._until = 0, 0.0
+
+    def keep(self, count: int, environment: str) -> None:
+        """Have it start what is missing to `count` spare processes. Raises grpc.RpcError where it does not answer."""
+        found = processes(self._machine, self._job)
+        arrived = len(found.keys() - self._known)
+        self._known.update(found)
+        # One that never says so has failed to start.
+        self._coming = max(0, self._coming - arrived) if time.monotonic() < self._until else 0
+        missing = count - sum(found.values()) - self._coming
+        if missing > 0:
+            _start(self._machine, self._job, environment, missing)
+            self._coming, self._until = self._coming + missing, time.monotonic() + _START_S
 
 
 def machine_of(node: str) -> Any:
@@ -71,12 +91,16 @@ def machine_of(node: str) -> Any:
     return NodeManagerServiceStub(init_grpc_channel(f"{found['NodeManagerAddress']}:{found['NodeManagerPort']}"))
 
 
-def spare_pids(machine: Any, job: bytes) -> set[int]:
-    """The processes of a machine that wait for a task of the job. Raises grpc.RpcError where it does not answer."""
+def processes(machine: Any, job: bytes) -> dict[int, bool]:
+    """The processes of a machine for tasks of the job, by their pid, and whether each waits for one. Raises
+    grpc.RpcError where the machine does not answer."""
     found = machine.GetNodeStats(GetNodeStatsRequest(), timeout=_ANSWER_S).core_workers_stats
-    waiting = (one for one in found if one.worker_type == WORKER and one.job_id == job and not one.num_running_tasks)
     # An id of ones alone is none.
-    return {one.pid for one in waiting if not one.actor_id.strip(b"\xff")}
+    return {
+        one.pid: not one.num_running_tasks and not one.actor_id.strip(b"\xff")
+        for one in found
+        if one.worker_type == WORKER and one.job_id == job
+    }
 
 
 def _start(machine: Any, job: bytes, environment: str, count: int) -> None:

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from cedm_ray.distributed import spares
-from cedm_ray.distributed.spares import Spares, machine_of, spare_pids
+from cedm_ray.distributed.spares import Spares, machine_of, processes
 
 
 def until(true):
@@ -17,6 +17,10 @@ def until(true):
         assert time.monotonic() < give_up
         time.sleep(0.05)
     return found
+
+
+def spare_pids(machine, job):
+    return {pid for pid, waits in processes(machine, job).items() if waits}
 
 
 def test_a_task_begins_in_a_process_that_was_started_before(cluster, monkeypatch):
@@ -47,13 +51,43 @@ def test_a_task_begins_in_a_process_that_was_started_before(cluster, monkeypatch
 
 def test_no_more_are_started_than_are_missing(cluster, monkeypatch):
     started = []
-    monkeypatch.setattr(spares, "spare_pids", lambda machine, job: {1, 2, 3})
+    # One of them has a task.
+    monkeypatch.setattr(spares, "processes", lambda machine, job: {1: True, 2: True, 3: True, 4: False})
     monkeypatch.setattr(spares, "_start", lambda machine, job, environment, count: started.append(count))
     node = cluster.get_runtime_context().get_node_id()
     for count in (2, 3, 5, 99):
         with Spares({node: count}).kept():
             pass
     assert started == [2, spares.MOST - 3]
+
+
+def test_one_that_has_not_arrived_yet_is_not_started_twice(cluster, monkeypatch):
+    # What the machine tells, look by look: the first two processes arrive late, and one of them is given a task.
+    told = [{}, {}, {1: True}, {1: False, 2: True}, {1: False, 2: False}, {1: False, 2: False}]
+    started, looks = [], []
+
+    def look(machine, job):
+        looks.append(len(looks))
+        return told[min(looks[-1], len(told) - 1)]
+
+    monkeypatch.setattr(spares, "processes", look)
+    monkeypatch.setattr(spares, "_start", lambda machine, job, environment, count: started.append(count))
+    monkeypatch.setattr(spares, "_LOOK_S", 0.01)
+    monkeypatch.setattr(spares, "_START_S", 1e9)
+    with Spares({cluster.get_runtime_context().get_node_id(): 2}).kept():
+        until(lambda: len(looks) > len(told) + 2)
+    assert started == [2, 1, 1]
+
+
+def test_one_that_never_arrives_is_given_up(cluster, monkeypatch):
+    started = []
+    monkeypatch.setattr(spares, "processes", lambda machine, job: {})
+    monkeypatch.setattr(spares, "_start", lambda machine, job, environment, count: started.append(count))
+    monkeypatch.setattr(spares, "_LOOK_S", 0.01)
+    monkeypatch.setattr(spares, "_START_S", 0.0)
+    with Spares({cluster.get_runtime_context().get_node_id(): 1}).kept():
+        until(lambda: len(started) > 2)
+    assert set(started) == {1}
 
 
 def test_a_machine_that_does_not_answer_is_no_error(cluster, monkeypatch):
@@ -63,7 +97,7 @@ def test_a_machine_that_does_not_answer_is_no_error(cluster, monkeypatch):
         asked.append(job)
         raise grpc.RpcError
 
-    monkeypatch.setattr(spares, "spare_pids", refused)
+    monkeypatch.setattr(spares, "processes", refused)
     with Spares({cluster.get_runtime_context().get_node_id(): 1}).kept():
         until(lambda: asked)
 
