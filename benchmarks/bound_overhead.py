@@ -3,18 +3,21 @@
 A search of 8 fits (C = 2, 4, ... 256 on scikit-learn's digits, all of which pass), one at a time on one core, by
 `cedm-ray bound`, against the same 8 fits in a plain loop. The digits come without their labels, which the loop would
 not compare with either. Both are whole processes that begin with images, features and neighbors on disk, and both
-write the same records and draw the same page of what they found. Each side runs twice, in the order loop, search,
-search, loop, so that a machine that slows down slows both. `extra_s` is the wall time by which the mean search is
-longer; it should stay within `allowed_s`, 5 % of the loop's time plus 3 s. `beside_fits_s` is the time that neither
-spends in fits: starts and the page. `ratio` is the search's time over the loop's.
+write the same records and draw the same page of what they found.
+
+The two take turns of `--slice` seconds, all processes of the other standing still meanwhile: one after the other they
+differ by a tenth from run to run, because the machine does. A side's time is that of its turns. `extra_s` is the time
+by which the search is longer; it should stay within `allowed_s`, 5 % of the loop's time plus 3 s. `ratio` is the
+search's time over the loop's. Needs /proc.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,7 +36,7 @@ bound: {alpha: 0.0001, c_start: 2, c_limit: 256}
 resources: {fit: {cpus: 1, at_once: 1}}
 """
 SIZES = tuple(2**power for power in range(1, 9))
-ORDER = ("loop", "search", "search", "loop")
+COMMAND = ("-m", "cedm_ray")
 
 
 def plain_loop(space_file: Path, folder: Path) -> None:
@@ -53,17 +56,59 @@ def plain_loop(space_file: Path, folder: Path) -> None:
     publish_bound(study, images, bound_findings(study, space, images, None))
 
 
-def run(*command: object) -> float:
-    """Wall seconds of a command, on one thread."""
+def take_turns(commands: dict[str, list[object]], slice_s: float) -> dict[str, float]:
+    """Run commands, each on one thread, of which only one runs at any time. Returns the seconds that each ran."""
+    running, seconds = {}, dict.fromkeys(commands, 0.0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = time.monotonic()
-    subprocess.run([sys.executable, *map(str, command)], check=True, env=environment, stdout=sys.stderr)
-    return time.monotonic() - started
+    left = list(commands)
+    while left:
+        side = left.pop(0)
+        started = time.monotonic()
+        if side not in running:
+            command = [sys.executable, *map(str, commands[side])]
+            running[side] = subprocess.Popen(command, env=environment, stdout=sys.stderr)
+        else:
+            for pid in family(running[side].pid):
+                os.kill(pid, signal.SIGCONT)
+        try:
+            status = running[side].wait(slice_s if left else None)
+        except subprocess.TimeoutExpired:
+            stand_still(running[side].pid)
+            left.append(side)
+        else:
+            assert status == 0, f"{side} ended with {status}"
+        seconds[side] += time.monotonic() - started
+    return seconds
+
+
+def stand_still(pid: int) -> None:
+    """Stop a process and all that it has started, also what is started meanwhile."""
+    stopped: set[int] = set()
+    while new := family(pid) - stopped:
+        for one in new:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGSTOP)
+        stopped |= new
+
+
+def family(pid: int) -> set[int]:
+    """A process and all that it, and what it has started, has started."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The name, in brackets, may hold anything.
+            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+    found, ahead = set(), [pid]
+    while ahead:
+        found.add(one := ahead.pop())
+        ahead += children.get(one, [])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=150, help="of each fit; more make the fixed cost count less")
+    parser.add_argument("--slice", type=float, default=2.0, help="seconds of a turn")
     parser.add_argument(
         "--plain-loop", nargs=2, type=Path, metavar=("SPACE", "STUDY"), help="what the loop's process does"
     )
@@ -79,22 +124,19 @@ def main() -> None:
         space = folder / "space.yaml"
         np.save(folder / "digits.npy", (load_digits().images * (255 / 16)).astype(np.uint8))
         space.write_text(SPACE % (folder / "digits.npy", arguments.epochs))
-        run("-m", "cedm_ray", "features", space, "--study", folder / "begun", "-q")
+        begin = [*COMMAND, "features", space, "--study", folder / "loop", "-q"]
+        take_turns({"features": begin}, arguments.slice)
+        shutil.copytree(folder / "loop", folder / "search")
         print(f"fits of C = {SIZES} one after the other: a plain loop against cedm-ray bound, wall seconds")
-        walls, fitting, used = {"loop": [], "search": []}, {"loop": [], "search": []}, []
-        for number, side in enumerate(ORDER):
-            study = Study(shutil.copytree(folder / "begun", folder / f"{number}"))
-            if side == "loop":
-                walls[side].append(run(__file__, "--plain-loop", space, study.path))
-            else:
-                walls[side].append(run("-m", "cedm_ray", "bound", space, "--study", study.path, "-q"))
-            fits = [record for _, record in sorted(study.fits().items()) if record.num_clusters in SIZES]
-            fitting[side].append(sum(record.seconds for record in fits))
-            used.append([record.num_used for record in fits])
-            print(f"{side} {walls[side][-1]:.1f} s, of which fits {fitting[side][-1]:.1f} s", flush=True)
-    assert used.count(used[0]) == len(used), f"the two sides found different clusters: {used}"
-    loop_s, search_s = (statistics.mean(walls[side]) for side in ("loop", "search"))
-    beside = {side: round(statistics.mean(walls[side]) - statistics.mean(fitting[side]), 2) for side in walls}
+        sides = {
+            "loop": [__file__, "--plain-loop", space, folder / "loop"],
+            "search": [*COMMAND, "bound", space, "--study", folder / "search", "-q"],
+        }
+        seconds = take_turns(sides, arguments.slice)
+        used = [sorted(Study(folder / side).fits().items()) for side in sides]
+    same = [[record.num_used for name, record in side if record.num_clusters in SIZES] for side in used]
+    assert same[0] == same[1], f"the two sides found different clusters: {same}"
+    loop_s, search_s = seconds["loop"], seconds["search"]
     extra, allowed = search_s - loop_s, 0.05 * loop_s + 3
     print(f"loop {loop_s:.1f} s, search {search_s:.1f} s, extra {extra:.1f} s, allowed {allowed:.1f} s")
     report = {
@@ -104,8 +146,6 @@ def main() -> None:
         "search_s": round(search_s, 2),
         "extra_s": round(extra, 2),
         "allowed_s": round(allowed, 2),
-        "walls_s": {side: [round(wall, 2) for wall in both] for side, both in walls.items()},
-        "beside_fits_s": beside,
         "fits": len(SIZES),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread",
         "load_average": os.getloadavg()[0],
