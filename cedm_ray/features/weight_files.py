@@ -49,7 +49,8 @@ def given_file(path: Path) -> Path:
     """A weight file that the user names, absolute. Raises InputDataError where there is none."""
     path = Path(path).expanduser().absolute()
     if not path.is_file():
-        raise InputDataError(f"there is no weight file {path}", mend="name the file with features.weights")
+        mend = "name the file with features.weights or evaluation.weights (cedm-ray evaluate: --weights)"
+        raise InputDataError(f"there is no weight file {path}", mend=mend)
     return path
 
 
@@ -102,16 +103,22 @@ def _copy(url: str, target: Path) -> None:
         raise OSError(f"the connection ended after {received:,} of {int(stated):,} bytes")
 
 
+def check_sha256(path: Path, stated: str | None, mend: str) -> str:
+    """The SHA-256 of a file in hex. stated: what it must be; None = anything. Raises IntegrityError with `mend`."""
+    found = sha256_file(path)
+    if stated is not None and found != stated:
+        raise IntegrityError(f"{path} has the SHA-256 {found}, not {stated}", mend=mend)
+    return found
+
+
 def _check(path: Path, stated: str | None) -> None:
     note = path.with_name(f"{path.name}.sha256")
-    found = sha256_file(path)
+    mend = "remove it to have it downloaded again; a file of your own is named with features.weights or "
+    mend += "evaluation.weights (cedm-ray evaluate: --weights)"
     if stated is None and note.is_file():
         stated = note.read_text(encoding="ascii", errors="replace").split(" ")[0].strip()
-    if stated is not None and found != stated:
-        raise IntegrityError(
-            f"{path} has the SHA-256 {found}, not {stated}",
-            mend=f"remove it to have it downloaded again (and {note.name} beside it, if you changed it on purpose)",
-        )
+        mend = f"remove it to have it downloaded again (and {note.name} beside it, if you changed it on purpose)"
+    found = check_sha256(path, stated, mend)
     if not note.is_file():
         write_bytes(note, f"{found}  {path.name}\n".encode())
 

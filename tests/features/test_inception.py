@@ -1,5 +1,6 @@
 """Inception-v3: its file, its two resizes against Pillow, its class probabilities. The network itself is a stand-in."""
 
+import dataclasses
 import warnings
 
 import cleanfid.downloads_helper
@@ -10,7 +11,9 @@ from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import build_resizer
 from PIL import Image
 
-from cedm_ray.errors import InputDataError
+from cedm_ray.durable import sha256_file
+from cedm_ray.errors import InputDataError, IntegrityError
+from cedm_ray.features import inception
 from cedm_ray.features.extractors import open_extractor
 from cedm_ray.features.inception import INCEPTION, clean_resize, open_inception, open_inception_classifier
 
@@ -43,8 +46,11 @@ class InceptionLike(torch.nn.Module):
 
 
 @pytest.fixture
-def weights(cache, save_script):
-    return save_script(InceptionLike(), cache / "inception-2015-12-05.pt")
+def weights(cache, save_script, monkeypatch):
+    """The stand-in at the published file's place, and taken for what was published."""
+    path = save_script(InceptionLike(), cache / INCEPTION.name)
+    monkeypatch.setattr(inception, "INCEPTION", dataclasses.replace(INCEPTION, sha256=sha256_file(path)))
+    return path
 
 
 def test_inception_is_read_from_the_cache_folder_and_asked_for_its_features(weights, image_set):
@@ -105,6 +111,18 @@ def test_another_network_is_not_taken_for_inception(tmp_path, save_script):
     path = save_script(InceptionLike(total=2.0), tmp_path / "scores.pt")
     with pytest.raises(InputDataError, match="they sum to 2"):
         open_inception_classifier(CPU, path)
+
+
+@pytest.mark.parametrize("opens", [open_inception, open_inception_classifier])
+def test_another_file_of_the_published_name_is_refused_wherever_it_lies(opens, cache, tmp_path, save_script):
+    for folder, weights in ((cache, None), (tmp_path, tmp_path / INCEPTION.name)):
+        path = save_script(InceptionLike(), folder / INCEPTION.name)
+        with pytest.raises(
+            IntegrityError, match=r"inception-2015-12-05.pt has the SHA-256 \w{64}, not f58cb9b6"
+        ) as caught:
+            opens(CPU, weights)
+        assert "remove it" in caught.value.mend if weights is None else "another name" in caught.value.mend
+        assert not path.with_name(f"{path.name}.sha256").exists(), "nothing is noted of what was refused"
 
 
 def test_the_weights_come_from_where_clean_fid_has_them():
