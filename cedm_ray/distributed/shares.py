@@ -109,6 +109,10 @@ def _run(work: Work, workers: int | None, show: Show) -> Iterator[tuple[Part, ..
                 questions |= {actor.images_done.remote(): actor for actor in images if actor not in silent}
             show(Progress(task=work.task, done=sum(images.values()), total=total, unit="images"))
         show(Progress(task=work.task, done=total, total=total, unit="images", ended=True))
+        # Ray reports on the terminal each question that a killed actor leaves open, so those are waited for that are
+        # being answered; those of workers that never found a place are not.
+        if asked_of := [call for call, actor in questions.items() if actor in images]:
+            ray.wait(asked_of, num_returns=len(asked_of), timeout=_POLL_S)
     finally:
         for actor in actors:
             ray.kill(actor)
