@@ -18,7 +18,7 @@ from cedm_ray.errors import ConfigurationError
 from cedm_ray.evaluation.gathering import BATCH, MAX_ROWS, FileImages, Keep, Network, Runner, gather
 from cedm_ray.evaluation.references import Moments, all_features, training_features
 from cedm_ray.evaluation.requests import Plan, Request, check_opened, model_digest, settle
-from cedm_ray.evaluation.scores import Measure, Score, names, read_measurement
+from cedm_ray.evaluation.scores import Measure, Score, free_of_count, names, read_measurement
 from cedm_ray.evaluation.values import Material, difference, is_collapsed, values
 from cedm_ray.features.extractors import Extractor
 from cedm_ray.metrics.frechet import frechet_reference
@@ -62,8 +62,9 @@ def compare(told: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[dict[st
     """What was measured less what was measured earlier, for every metric that both have; each as plain values of
     `MeasuredDifference` with the metric's name.
 
-    told, earlier: results of `evaluate`. Raises ConfigurationError, saying what differs, where two numbers of one name
-    do not compare, and where no name is in both.
+    told, earlier: results of `evaluate`. The number of images may differ only where a metric does not depend on it, as
+    kernel distances and extrapolated ones do not. Raises ConfigurationError, saying what differs, where two numbers of
+    one name do not compare, and where no name is in both.
     """
     try:
         before = {score["metric"]: read_measurement(score) for score in earlier["scores"]}
@@ -73,7 +74,8 @@ def compare(told: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[dict[st
     for score in told["scores"]:
         if score["metric"] in before:
             try:
-                one = difference_of(read_measurement(score), before[score["metric"]])
+                now, then = read_measurement(score), before[score["metric"]]
+                one = difference_of(now, then, any_count=free_of_count(score["metric"]))
             except ValueError as error:
                 mend = "measure both with the same --detector, --num and --reference"
                 raise ConfigurationError(f"{score['metric']}: {error}", mend=mend) from None
@@ -241,6 +243,7 @@ def _differences(plan: Plan, material: Material) -> list[dict[str, Any]]:
             network = plan.networks[measure.word]
             (name,) = names(measure, network)
             one = difference(network, material)
-            about = {"metric": name, "versus": plan.request.versus, "resolved": one.resolved}
+            about = {"metric": name, "versus": plan.request.versus, "versus_images_seen": plan.versus.images_seen}
+            about |= {"resolved": one.resolved}
             found.append(about | {name: getattr(one, name) for name in ("value", "low", "high", "level")})
     return found

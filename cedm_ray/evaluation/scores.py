@@ -128,7 +128,10 @@ def names(measure: Measure, network: Network, *, with_test: bool = False) -> tup
         test = (f"memorized test[{name}]",) if with_test else ()
         return (f"memorized[{name}]", f"similarity[{name}]", *test)
     if measure.kind == "inception":
-        return ("IS", "IS std over splits")
+        # As FID, without a network in its name with the published weights alone.
+        own = extractor_name("inception", weights)
+        score = "IS" if own == "inception" else f"IS[{own}]"
+        return (score, f"{score} std over splits")
     return (
         {
             "frechet": distance,
@@ -139,6 +142,12 @@ def names(measure: Measure, network: Network, *, with_test: bool = False) -> tup
             "msp": f"MSP[{name}]",
         }[measure.kind],
     )
+
+
+def free_of_count(name: str) -> bool:
+    """Whether a value of this name estimates the same at any number of images: kernel distances, which are unbiased,
+    and what is extrapolated to infinitely many images."""
+    return name == "KID" or name.startswith("KD[") or name.endswith("_inf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,11 +113,12 @@ class MeasuredDifference:
     paired: bool
 
 
-def comparable(a: Measurement, b: Measurement) -> None:
+def comparable(a: Measurement, b: Measurement, *, any_count: bool = False) -> None:
     """Raise ValueError, naming all that differs, unless both are the same metric under the same conditions.
 
     Metric, detector, images of a set and reference must agree. The number of sets may differ: their mean is no other
-    quantity for being better known.
+    quantity for being better known. any_count: whether the metric estimates the same whatever the number of images, so
+    that this may differ too.
     """
     differ = [
         f"{what} ({getattr(a, name)} and {getattr(b, name)})"
@@ -127,15 +128,15 @@ def comparable(a: Measurement, b: Measurement) -> None:
             ("num_samples", "the number of images"),
             ("reference", "the reference set"),
         )
-        if getattr(a, name) != getattr(b, name)
+        if getattr(a, name) != getattr(b, name) and not (any_count and name == "num_samples")
     ]
     if differ:
         raise ValueError(f"these numbers do not compare: they differ in {', '.join(differ)}")
 
 
-def difference(a: Measurement, b: Measurement) -> MeasuredDifference:
-    """`a` minus `b`, with its error over the sets. Raises ValueError as `comparable`."""
-    comparable(a, b)
+def difference(a: Measurement, b: Measurement, *, any_count: bool = False) -> MeasuredDifference:
+    """`a` minus `b`, with its error over the sets. any_count, and ValueError: as `comparable`."""
+    comparable(a, b, any_count=any_count)
     paired = a.seeds is not None and a.seeds == b.seeds
     if a.std is None or b.std is None:
         error = None

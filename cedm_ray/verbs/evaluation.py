@@ -26,7 +26,11 @@ from cedm_ray.verbs.options import needs_cluster, options
 @click.option(
     "--weights", metavar="[NAME=]FILE", multiple=True, help="Take the weights of the detector, or of NAME, from a file."
 )
-@click.option("--versus", metavar="TRIAL", help="Also compare the distance with another trial's, on the same seeds.")
+@click.option(
+    "--versus",
+    metavar="TRIAL",
+    help="Also compare the distance with that of another trial, or of TRIAL@KIMG, on the same seeds.",
+)
 @click.option(
     "--against",
     metavar="JSON",
@@ -144,6 +148,10 @@ def _print(told: dict[str, Any]) -> None:
 def _say_difference(told: dict[str, Any], one: dict[str, Any]) -> str:
     interval = f"{one['level']:.0%} interval {_number(one['low'])} to {_number(one['high'])}"
     verdict = "" if one["resolved"] else "; the interval holds 0, so the order of the two is not settled"
+    # Where a trial was stopped early, the difference is one of training too. Earlier records do not know it.
+    seen = one.get("versus_images_seen", told["images_seen"])
+    if seen != told["images_seen"]:
+        verdict += f"; {one['versus']} was trained on {seen:,} images, {told['name']} on {told['images_seen']:,}"
     return (
         f"{one['metric']} of {told['name']} less that of {one['versus']}: {_number(one['value'])}, {interval}{verdict}"
     )
@@ -163,7 +171,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"cannot read {path.absolute()}: {error}") from None
+        mend = "name what cedm-ray evaluate --json printed of an earlier measurement"
+        raise ConfigurationError(f"cannot read {path.absolute()}: {error}", mend=mend) from None
 
 
 def _title(told: dict[str, Any]) -> str:

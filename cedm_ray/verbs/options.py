@@ -60,7 +60,9 @@ def options(*names: str) -> Callable:
             type=click.FloatRange(min=0, min_open=True),
             help="Measured training speed to plan with, of one GPU, or of one trial on CPUs.",
         ),
-        "trial": click.option("--trial", metavar="NAME", help="Trial, such as c00020; default: the best model."),
+        "trial": click.option(
+            "--trial", metavar="NAME", help="Trial, such as c00020, or c00020@KIMG; default: the best model."
+        ),
     }
 
     def decorate(function: Callable) -> Callable:

@@ -223,6 +223,10 @@ def test_only_like_is_compared_with_like(ask, done, color_network):
     assert found["paired"]
     with pytest.raises(ConfigurationError, match=r"differ in the number of images \(16 and 20\)"):
         compare(first, ask(done.path, num=20, sets=2))
+    few, more = (ask(done.path, num=num, sets=2, metrics=("kd",)) for num in (16, 20))
+    (found,) = compare(few, more)
+    assert found["value"] == pytest.approx(few["scores"][0]["mean"] - more["scores"][0]["mean"])
+    assert not found["paired"], "a kernel distance is unbiased, so that any numbers of images compare"
     with pytest.raises(ConfigurationError, match="no metric is in both"):
         compare(first, ask(done.path, num=16, detector=str(color_network)))
     with pytest.raises(ConfigurationError, match="no result of cedm-ray evaluate"):

@@ -4,7 +4,7 @@ import pytest
 
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.evaluation.gathering import PROBABILITIES, Network
-from cedm_ray.evaluation.scores import MEASURES, Score, choose, names, network_of, read_measurement
+from cedm_ray.evaluation.scores import MEASURES, Score, choose, free_of_count, names, network_of, read_measurement
 from cedm_ray.metrics.measurement import Measurement
 
 
@@ -37,6 +37,19 @@ def named(word, detector="inception", extractor="pixels"):
 def test_only_inception_is_fid_and_only_dinov2_is_fdd(word, detector, name):
     found = named(word, detector)
     assert found == ((name, "IS std over splits") if word == "is" else (name,))
+
+
+def test_an_inception_score_with_other_weights_says_so():
+    network = Network(spec=PROBABILITIES, weights="/mine.pt")
+    assert names(MEASURES["is"], network) == ("IS[inception+mine]", "IS[inception+mine] std over splits")
+    copy = Network(spec=PROBABILITIES, weights="/inception-2015-12-05.pt")
+    assert names(MEASURES["is"], copy)[0] == "IS"
+
+
+@pytest.mark.parametrize("detector", ["inception", "pixels", "x_inf.pt"])
+def test_only_what_has_no_bias_of_its_number_of_images_may_differ_in_it(detector):
+    free = {word for word in MEASURES if all(free_of_count(name) for name in named(word, detector))}
+    assert free == {"kd", "kid", "fd_inf", "fid_inf"}
 
 
 def test_measures_of_several_numbers_have_several_names():

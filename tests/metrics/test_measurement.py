@@ -47,6 +47,14 @@ def test_unlike_numbers_do_not_compare_and_the_message_says_why(change, message)
             call(ONE, replace(ONE, **change))
 
 
+def test_the_number_of_images_may_differ_where_a_metric_does_not_depend_on_it():
+    other = replace(ONE, num_samples=50, seeds=(range(50), range(50, 100), range(100, 150)))
+    found = difference(ONE, other, any_count=True)
+    assert (found.value, found.paired) == (0, False)
+    with pytest.raises(ValueError, match=r"differ in the reference set \(abc and xyz\)$"):
+        comparable(ONE, replace(other, reference="xyz"), any_count=True)
+
+
 def test_the_same_seeds_are_compared_set_by_set():
     found = difference(ONE, replace(ONE, values=(1.9, 2.1, 1.9)))
     assert found.paired

@@ -61,6 +61,15 @@ def test_versus_prints_the_interval(run, done):
     assert code == 0
     (line,) = [line for line in out.splitlines() if f"less that of {UNCONDITIONAL}: " in line]
     assert "95% interval" in line
+    assert "was trained on" not in line
+
+
+def test_versus_an_earlier_rung_says_that_training_differs(run, done):
+    first, last = sorted(path.name for path in done.checkpoints(UNCONDITIONAL).iterdir())
+    versus = f"{UNCONDITIONAL}@{int(first) / 1000:g}"
+    _, out, _ = run("evaluate", done.path, "--num", "24", "--sets", "1", "--versus", versus, "-q")
+    assert f"{versus} was trained on {int(first):,} images, " in out
+    assert f"on {int(last):,}\n" in out
 
 
 def test_an_earlier_result_is_compared_or_refused(run, done, tmp_path):
