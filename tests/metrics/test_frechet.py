@@ -1,5 +1,8 @@
-"""The Fréchet distance against closed forms, scipy's matrix square root and method.md's golden number."""
+"""The Fréchet distance against closed forms, clean-fid, scipy's matrix square root and method.md's golden number."""
 
+import warnings
+
+import cleanfid.fid
 import numpy as np
 import pytest
 import scipy.linalg
@@ -172,6 +175,17 @@ def test_the_number_is_that_of_torch_fidelity():
     b = torch.from_numpy(stream.standard_normal((150, 8)) * 1.3 + 0.4)
     expected = 2.7526585801764405
     assert frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("count", "other", "dim"), [(120, 150, 8), (700, 900, 96)])
+def test_the_number_is_that_of_clean_fid(count, other, dim):
+    a, b = gaussian(count, dim, seed=1), gaussian(other, dim, seed=2, scale=1.2, shift=0.1)
+    with warnings.catch_warnings():
+        # It asks SciPy for what newer versions are about to drop.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        moments = [moment for side in (a.numpy(), b.numpy()) for moment in (side.mean(0), np.cov(side, rowvar=False))]
+        expected = cleanfid.fid.frechet_distance(*moments)
+    assert frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("count", [None, 300])

@@ -1,5 +1,6 @@
-"""The kernel distance against torch-fidelity's numbers, a double loop, a closed form, and its own scatter."""
+"""The kernel distance against torch-fidelity's and clean-fid's numbers, loops, a closed form, and its own scatter."""
 
+import cleanfid.fid
 import numpy as np
 import pytest
 import torch
@@ -29,6 +30,13 @@ def test_the_value_is_that_of_torch_fidelity(seed, expected):
     # torch-fidelity 0.4.0, kid_features_to_metric(a, b, kid_subsets=20, kid_subset_size=50, rng_seed=seed).
     found = kernel_distance(*two_sets(), num_subsets=20, subset_size=50, seed=seed)
     assert found.value == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_value_is_that_of_clean_fid():
+    # Its subsets are drawn without a seed, but one of all images is the same however it is drawn.
+    a, b = two_sets()
+    expected = cleanfid.fid.kernel_distance(a.numpy(), b[:120].numpy(), num_subsets=1, max_subset_size=120)
+    assert kernel_distance(a, b[:120], num_subsets=1, subset_size=120).value == pytest.approx(expected, rel=1e-12)
 
 
 def test_one_subset_of_all_images_is_the_double_loop():
