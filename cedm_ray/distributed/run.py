@@ -334,7 +334,9 @@ def _measure_best(study: Study, space: SearchSpace, images: ImageSet, address: s
     if not space.finals.evaluate or result is None or result.best is None:
         return
     with _timed(study, "evaluation"), cluster_runner(address) as run:
-        evaluate(Request(source=str(study.path)), cache=cache_folder(), run=run, show=show)
+        told = evaluate(Request(source=str(study.path)), cache=cache_folder(), run=run, show=show)
+    if told["collapsed"]:
+        show(Notice(text=f"the images of {told['name']} are all alike: no number of them is a result"))
 
 
 def _is_unfinished(study: Study, space: SearchSpace, images: ImageSet) -> bool:

@@ -25,7 +25,7 @@ from cedm_ray.metrics.frechet import frechet_reference
 from cedm_ray.metrics.measurement import Measurement
 from cedm_ray.metrics.measurement import difference as difference_of
 from cedm_ray.search.clustering_head import ClusteringHead, check_extractor, open_head
-from cedm_ray.search.results import Notice, Show
+from cedm_ray.search.results import Show
 
 
 def evaluate(
@@ -51,8 +51,6 @@ def evaluate(
         return known
     material = _gather(plan, opened, head, run, show)
     told = _tell(plan, _scores(plan, opened, measurements, material), material)
-    if told["collapsed"]:
-        show(Notice(text=f"the images of {plan.name} are all alike: no number of them is a result"))
     if plan.model is not None:
         plan.home.study.write_evaluation(plan.name, key, told)
     return told

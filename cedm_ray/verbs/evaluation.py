@@ -136,6 +136,9 @@ def _print(told: dict[str, Any]) -> None:
     ]
     columns = ["metric", *(["mean", "std", *sets] if several else ["value"]), "error", "images", "detector"]
     print_table(_title(told), columns, rows)
+    # With the numbers, and not as a notice: it holds where they are read from the study's record, and with -q too.
+    if told["collapsed"]:
+        click.echo(f"The images of {told['name']} are all alike: no number of them is a result")
     for one in told["differences"]:
         click.echo(_say_difference(told, one))
     for one in told["against"]:

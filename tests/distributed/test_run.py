@@ -122,6 +122,7 @@ def test_the_kept_model_is_measured_once_and_by_the_same_call_as_the_verb(done, 
     def evaluate(request, *, cache, run, show):
         asked.append(request)
         done.write_evaluation(best, "0" * 64, {"name": best, "images_seen": find_model_images(done)})
+        return {"name": best, "collapsed": True}
 
     monkeypatch.setattr(run, "evaluate", evaluate)
     run._measure_best(done, tiny_space, images, None, shown.append)
@@ -130,6 +131,7 @@ def test_the_kept_model_is_measured_once_and_by_the_same_call_as_the_verb(done, 
     assert run._is_unfinished(done, measured, images)
     run._measure_best(done, measured, images, None, shown.append)
     assert asked == [Request(source=str(done.path))]
+    assert f"the images of {best} are all alike" in shown[-1].text
     assert not run._is_unfinished(done, measured, images)
 
 

@@ -56,6 +56,13 @@ def test_files_against_a_study(run, finished, folder):
     assert out.splitlines()[1].split() == ["metric", "value", "error", "images", "detector"]
 
 
+def test_images_all_alike_are_no_result_however_quiet(run, finished, tmp_path):
+    np.savez(tmp_path / "alike.npz", images=np.full((30, 8, 8, 3), 7, dtype=np.uint8))
+    code, out, _ = run("evaluate", tmp_path / "alike.npz", "--reference", finished.path, "-q")
+    assert code == 0
+    assert out.splitlines()[-1] == "The images of alike are all alike: no number of them is a result"
+
+
 def test_versus_prints_the_interval(run, done):
     code, out, _ = run("evaluate", done.path, "--num", "24", "--sets", "1", "--versus", UNCONDITIONAL, "-q")
     assert code == 0
