@@ -61,23 +61,29 @@ def take_turns(commands: dict[str, list[object]], slice_s: float) -> dict[str, f
     running, seconds = {}, dict.fromkeys(commands, 0.0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     left = list(commands)
-    while left:
-        side = left.pop(0)
-        started = time.monotonic()
-        if side not in running:
-            command = [sys.executable, *map(str, commands[side])]
-            running[side] = subprocess.Popen(command, env=environment, stdout=sys.stderr)
-        else:
-            for pid in family(running[side].pid):
-                os.kill(pid, signal.SIGCONT)
-        try:
-            status = running[side].wait(slice_s if left else None)
-        except subprocess.TimeoutExpired:
-            stand_still(running[side].pid)
-            left.append(side)
-        else:
-            assert status == 0, f"{side} ended with {status}"
-        seconds[side] += time.monotonic() - started
+    try:
+        while left:
+            side = left.pop(0)
+            started = time.monotonic()
+            if side in running:
+                send(signal.SIGCONT, family(running[side].pid))
+            else:
+                command = [sys.executable, *map(str, commands[side])]
+                running[side] = subprocess.Popen(command, env=environment, stdout=sys.stderr)
+            try:
+                status = running[side].wait(slice_s if left else None)
+            except subprocess.TimeoutExpired:
+                stand_still(running[side].pid)
+                left.append(side)
+            else:
+                assert status == 0, f"{side} ended with {status}"
+            seconds[side] += time.monotonic() - started
+    finally:
+        for process in running.values():
+            # One that stands still would not hear that it is to end.
+            if process.poll() is None:
+                process.terminate()
+                send(signal.SIGCONT, family(process.pid))
     return seconds
 
 
@@ -85,10 +91,14 @@ def stand_still(pid: int) -> None:
     """Stop a process and all that it has started, also what is started meanwhile."""
     stopped: set[int] = set()
     while new := family(pid) - stopped:
-        for one in new:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(one, signal.SIGSTOP)
+        send(signal.SIGSTOP, new)
         stopped |= new
+
+
+def send(number: signal.Signals, pids: set[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def family(pid: int) -> set[int]:
