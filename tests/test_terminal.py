@@ -239,6 +239,12 @@ def test_with_labels_the_table_says_how_well_they_agree(capsys):
     assert header.index("       s") + 8 == line.index("12.3") + 4
 
 
+def test_columns_keep_apart_where_everything_agrees(capsys):
+    table = ClusteringTable()
+    table.show(clustering(truth=Agreement(accuracy=1.0, nmi=1.0, ami=1.0, ari=1.0)))
+    assert capsys.readouterr().out.splitlines()[1].split()[7:11] == ["100.00"] * 4
+
+
 def test_the_table_is_on_standard_output_even_while_it_is_turned_elsewhere(capsys):
     table = ClusteringTable()
     with contextlib.redirect_stdout(io.StringIO()) as elsewhere:
