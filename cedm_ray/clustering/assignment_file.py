@@ -29,6 +29,7 @@ from cedm_ray.errors import InputDataError, IntegrityError
 
 COLUMNS = ("cluster", "cluster_id", "label")
 _KINDS = "a .npz (FILE.npz:KEY for one array of several), a .parquet, or the official cluster_ids.pt"
+_NPZ = "save the ids alone, as whole numbers: numpy.savez(FILE, ids)"
 _METADATA = b"cedm_ray"
 _SCHEMA = 1
 _LARGEST_ID = np.iinfo(np.int32).max - 1
@@ -134,15 +135,17 @@ def _from_npz(path: Path, key: str | None, num_images: int) -> tuple[np.ndarray,
         raise InputDataError(f"{path} is no .npz file: {error}") from None
     fitting = sorted(name for name, (shape, kind) in shapes.items() if len(shape) == 1 and kind in "iu")
     if key is None:
-        if len(fitting) != 1:
+        if not fitting:
+            raise InputDataError(f"{path} has no integer array [N]: {_kinds(shapes) or 'it is empty'}", mend=_NPZ)
+        if len(fitting) > 1:
             found = ", ".join(fitting[:5]) + (f" and {len(fitting) - 5} more" if len(fitting) > 5 else "")
-            raise InputDataError(f"{path} has {len(fitting)} integer arrays [N]: {found or 'none'}", mend=mend)
+            raise InputDataError(f"{path} has {len(fitting)} integer arrays [N]: {found}", mend=mend)
         (key,) = fitting
     elif key not in shapes:
         near = ", ".join(sorted(shapes)[:5])
         raise InputDataError(f"{path} has no array {key}; it has {near or 'none'}", mend=mend)
     elif shapes[key][1] == "O":
-        raise InputDataError(f"{path}: {key} holds Python objects, which are never read", mend=mend)
+        raise InputDataError(f"{path}: {key} holds Python objects, which are never read", mend=_NPZ)
     if len(shapes[key][0]) == 1:
         # By its header, before anything of that size is made in memory.
         _check_count(shapes[key][0][0], path, num_images)
@@ -151,6 +154,14 @@ def _from_npz(path: Path, key: str | None, num_images: int) -> tuple[np.ndarray,
             return arrays[key], key
     except BROKEN_ARRAY as error:
         raise InputDataError(f"{path}: {key} cannot be read: {error}") from None
+
+
+def _kinds(shapes: dict[str, tuple[tuple[int, ...], str]]) -> str:
+    """What a .npz file has instead, up to five arrays."""
+    words = {"i": "whole numbers", "u": "whole numbers", "f": "fractions", "b": "true and false"}
+    words |= {"O": "Python objects, which are never read", "U": "text", "S": "text"}
+    told = [f"{name} {list(shape)} holds {words.get(kind, 'other things')}" for name, (shape, kind) in shapes.items()]
+    return "; ".join(told[:5])
 
 
 def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], str]:

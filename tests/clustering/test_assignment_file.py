@@ -77,10 +77,21 @@ def test_one_of_several_is_chosen_by_its_key(tmp_path):
 
 def test_arrays_of_objects_are_never_read(tmp_path):
     np.savez(tmp_path / "a.npz", ids=np.array([1, "two"], dtype=object))
-    with pytest.raises(InputDataError, match="has 0 integer arrays"):
+    with pytest.raises(
+        InputDataError, match=r"no integer array \[N\]: ids \[2\] holds Python objects, which are never"
+    ):
         read(tmp_path / "a.npz")
     with pytest.raises(InputDataError, match="ids holds Python objects, which are never read"):
         read(f"{tmp_path / 'a.npz'}:ids")
+
+
+def test_an_npz_without_ids_says_what_it_has_instead_and_asks_for_no_key(tmp_path):
+    np.savez(tmp_path / "a.npz", ids=IDS.astype(float), table=np.ones((6, 2), int), names=IDS.astype(str))
+    with pytest.raises(InputDataError) as caught:
+        read(tmp_path / "a.npz")
+    told = "ids [6] holds fractions; table [6, 2] holds whole numbers; names [6] holds text"
+    assert str(caught.value).endswith(f"a.npz has no integer array [N]: {told}")
+    assert "KEY" not in caught.value.mend
 
 
 def test_an_array_of_another_length_is_refused_by_its_header(tmp_path):
