@@ -47,7 +47,7 @@ class BoundPoint:
 
     num_used: C^u; the median over the repeats, the lower middle one of an even number. utilization: num_used /
     num_clusters. passed: utilization > alpha, exactly. spread: largest minus smallest utilization over the repeats;
-    None with a single one.
+    None with a single one. told: C^u of every repeat, in the order in which they were told.
     """
 
     num_clusters: int
@@ -55,6 +55,7 @@ class BoundPoint:
     utilization: float
     passed: bool
     spread: float | None
+    told: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +208,7 @@ class UpperBoundSearch:
                     utilization=used / num_clusters,
                     passed=self._passed(num_clusters),
                     spread=spread,
+                    told=tuple(told),
                 )
             )
         return points
@@ -221,6 +223,8 @@ class UpperBoundSearch:
         if best is None:
             return f"No C passed: even C = {verdict}"
         used = f"{by_size[best].num_used} of {best} used"
+        if len(told := by_size[best].told) > 1:
+            used += f" (median of {len(told)} fits, {min(told) / best:.3f} to {max(told) / best:.3f})"
         if censored:
             return f"C_max is at least {best}: {used}, and no larger C may be asked"
         return f"C_max = {best}: {used}; {verdict}"

@@ -23,8 +23,8 @@ _WIDE = 30
 def utilization_versus_clusters(bound: BoundResult, lower: LowerBoundResult | None) -> Figure:
     """r_C of every answered C, those that fail hollow, with the threshold and the range [2, C_max].
 
-    A bar through a point is the spread over repeated fits. lower: drawn as a dotted line, with a band of one standard
-    deviation to each side; None is left out.
+    A bar through a point goes from the lowest to the highest share of its repeated fits. lower: drawn as a dotted line,
+    with a band of one standard deviation to each side; None is left out.
     """
     figure, axes = new_figure(right=0.97, top=0.86)
     points = sorted(bound.points, key=lambda point: point.num_clusters)
@@ -47,8 +47,11 @@ def utilization_versus_clusters(bound: BoundResult, lower: LowerBoundResult | No
         face = BLUE if point.passed else PAPER
         axes.plot(point.num_clusters, point.utilization, "o", color=BLUE, markerfacecolor=face, markersize=6, zorder=3)
         if point.spread:
-            axes.errorbar(point.num_clusters, point.utilization, point.spread / 2, color=BLUE, capsize=3, zorder=2)
-    shares = [*(point.utilization for point in points), bound.alpha]
+            # From the lowest to the highest share: the median lies where it lies between them.
+            ends = [[(point.num_used - min(point.told)) / point.num_clusters]]
+            ends.append([(max(point.told) - point.num_used) / point.num_clusters])
+            axes.errorbar(point.num_clusters, point.utilization, ends, color=BLUE, capsize=3, zorder=2)
+    shares = [*(min(point.told) / point.num_clusters for point in points), bound.alpha]
     margin = 0.12 * max(1 - min(shares), 0.02)
     axes.set_ylim(min(shares) - margin, 1 + margin)
     axes.set_ylabel("share of clusters used, r(C)", fontsize=_TEXT, color=INK)
@@ -79,7 +82,9 @@ def size_histogram(counts: np.ndarray) -> Figure:
     axes.axvline(mean, color=INK, linestyle=(0, (5, 3)), linewidth=1.3, label=f"equal sizes: {mean:,.0f} images")
     if empty := len(counts) - len(used):
         axes.plot([], [], " ", label=f"{empty:,} of {len(counts):,} clusters are empty")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    # A logarithmic axis has a tick at half an image, which is no size and would read 0.
+    whole = FuncFormatter(lambda value, _: f"{value:,.0f}" if value == round(value) else "")
+    axes.xaxis.set_major_formatter(whole)
     axes.set_xlabel("images in a cluster", fontsize=_TEXT, color=INK)
     axes.set_ylabel("clusters", fontsize=_TEXT, color=INK)
     axes.yaxis.get_major_locator().set_params(integer=True)

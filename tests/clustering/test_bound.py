@@ -158,6 +158,8 @@ def test_repeats_are_asked_that_often_and_their_median_counts():
         search.tell(100, used)
     (point,) = search.result().points
     assert (point.num_used, point.passed, point.spread) == (97, True, 0.1)
+    assert point.told == (100, 90, 97)
+    assert search.result().reason.startswith("C_max is at least 100: 97 of 100 used (median of 3 fits, 0.900 to 1.000)")
 
 
 def test_records_told_before_asking_count_as_asked():

@@ -1,5 +1,7 @@
 """The artists hold the numbers of the bound and of the clusters."""
 
+from statistics import median_low
+
 import numpy as np
 import pytest
 
@@ -10,13 +12,20 @@ from cedm_ray.report.clustering_figures import size_histogram, utilization_versu
 
 def bound(points, c_max, censored=False):
     answered = tuple(
-        BoundPoint(num_clusters=c, num_used=used, utilization=used / c, passed=used / c > 0.96, spread=spread)
-        for c, used, spread in points
+        BoundPoint(
+            num_clusters=c,
+            num_used=median_low(told),
+            utilization=median_low(told) / c,
+            passed=median_low(told) / c > 0.96,
+            spread=(max(told) - min(told)) / c if len(told) > 1 else None,
+            told=told,
+        )
+        for c, told in points
     )
     return BoundResult(c_max=c_max, alpha=0.96, censored=censored, reason="", points=answered)
 
 
-FOUND = bound([(100, 100, None), (400, 300, 0.02), (200, 195, None)], 200)
+FOUND = bound([(100, (100,)), (400, (300, 304, 290)), (200, (195,))], 200)
 
 
 def labels(figure):
@@ -36,12 +45,30 @@ def test_the_curve_runs_by_c_and_a_point_that_fails_is_hollow():
     assert axes.get_ylim()[0] < 0.75
 
 
+def test_a_bar_reaches_from_the_lowest_to_the_highest_of_the_repeats_and_all_of_it_is_seen():
+    # The median is the highest here: a bar of half the spread to each side would say that more than all are used.
+    axes = utilization_versus_clusters(bound([(50, (50, 40, 50)), (100, (60,))], 50), None).axes[0]
+    (bars,) = axes.collections
+    ((start, end),) = bars.get_segments()
+    np.testing.assert_allclose([start, end], [[50, 0.8], [50, 1.0]])
+    low = utilization_versus_clusters(bound([(100, (90, 10, 95))], None), None).axes[0]
+    assert low.get_ylim()[0] < 0.1
+
+
+def test_no_tick_says_that_a_cluster_has_no_image():
+    figure = size_histogram(np.array([1, 1, 2, 7, 900]))
+    figure.canvas.draw()
+    told = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert "1" in told
+    assert "0" not in told
+
+
 def test_the_range_the_threshold_and_the_lower_end_are_named():
     figure = utilization_versus_clusters(FOUND, lower_bound({500: [30, 40]}))
     assert labels(figure) == ["C from 2 to 200", "threshold α = 0.96", "lower end 35"]
     assert len(figure.axes[0].patches) == 2
-    assert labels(utilization_versus_clusters(bound([(50, 50, None)], 50, True), None))[0] == "C from 2 to at least 50"
-    nothing = utilization_versus_clusters(bound([(2, 1, None)], None), None)
+    assert labels(utilization_versus_clusters(bound([(50, (50,))], 50, True), None))[0] == "C from 2 to at least 50"
+    nothing = utilization_versus_clusters(bound([(2, (1,))], None), None)
     assert labels(nothing) == ["threshold α = 0.96"]
 
 

@@ -25,8 +25,11 @@ def images():
     return ImageSet(name="<script>", names=tuple(f"{i}.png" for i in range(40)), pixels=pixels, digest="0" * 64)
 
 
-def findings(truth=None, c_max=5):
-    points = (BoundPoint(num_clusters=5, num_used=3, utilization=0.6, passed=c_max is not None, spread=None),)
+def findings(truth=None, c_max=5, told=(3,)):
+    spread = (max(told) - min(told)) / 5 if len(told) > 1 else None
+    points = (
+        BoundPoint(num_clusters=5, num_used=3, utilization=0.6, passed=c_max is not None, spread=spread, told=told),
+    )
     bound = BoundResult(c_max=c_max, alpha=0.5, censored=False, reason="C_max = 5: <b>", points=points)
     summary = summarize("temi-c00005-r0", ASSIGNMENT, truth, seconds=61.0, passed=c_max is not None)
     return BoundFindings(
@@ -84,6 +87,11 @@ def test_the_table_says_what_labels_say_only_where_there_are_labels(tmp_path):
     with_labels = write(tmp_path / "b.html", findings(truth=LABELS // 2))
     assert "100.00" in with_labels
     assert "87.50 %" in with_labels
+
+
+def test_the_page_says_that_the_median_of_repeats_counts_only_where_there_are_repeats(tmp_path):
+    assert "the median" not in write(tmp_path / "a.html", findings())
+    assert "the median" in write(tmp_path / "b.html", findings(told=(3, 2, 5)))
 
 
 def test_a_bound_that_nothing_passes_has_a_page_without_pictures(tmp_path):

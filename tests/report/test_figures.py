@@ -43,7 +43,9 @@ def trial(num_clusters, distances, status="completed", collapsed=()):
 
 def bound(c_max=40, censored=False, points=((10, 10), (20, 20), (40, 39), (80, 70))):
     answered = tuple(
-        BoundPoint(num_clusters=c, num_used=used, utilization=used / c, passed=used / c > 0.96, spread=None)
+        BoundPoint(
+            num_clusters=c, num_used=used, utilization=used / c, passed=used / c > 0.96, spread=None, told=(used,)
+        )
         for c, used in points
     )
     return BoundResult(c_max=c_max, alpha=0.96, censored=censored, reason="found", points=answered)
