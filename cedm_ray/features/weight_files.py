@@ -25,6 +25,10 @@ from cedm_ray.errors import InputDataError, IntegrityError
 _CONNECT_S = 5.0
 _READ_S = 30.0
 _CHUNK_BYTES = 1 << 20
+_WHERE_NAMED = (
+    "features.weights or evaluation.weights (cedm-ray evaluate: --weights, cedm-ray cluster --method clip: "
+    "--clip-weights)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +53,7 @@ def given_file(path: Path) -> Path:
     """A weight file that the user names, absolute. Raises InputDataError where there is none."""
     path = Path(path).expanduser().absolute()
     if not path.is_file():
-        mend = "name the file with features.weights or evaluation.weights (cedm-ray evaluate: --weights)"
+        mend = f"name the file with {_WHERE_NAMED}"
         raise InputDataError(f"there is no weight file {path}", mend=mend)
     return path
 
@@ -87,7 +91,7 @@ def _download(file: WebFile, path: Path, what: str) -> None:
         raise InputDataError(
             f"the weights of {what} are not at {path} and cannot be downloaded: {reason}",
             mend=f"where there is a network download {file.url} and put it there; or name a file you have with "
-            "features.weights or evaluation.weights (cedm-ray evaluate: --weights)",
+            f"{_WHERE_NAMED}",
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -113,8 +117,7 @@ def check_sha256(path: Path, stated: str | None, mend: str) -> str:
 
 def _check(path: Path, stated: str | None) -> None:
     note = path.with_name(f"{path.name}.sha256")
-    mend = "remove it to have it downloaded again; a file of your own is named with features.weights or "
-    mend += "evaluation.weights (cedm-ray evaluate: --weights)"
+    mend = f"remove it to have it downloaded again; a file of your own is named with {_WHERE_NAMED}"
     if stated is None and note.is_file():
         stated = note.read_text(encoding="ascii", errors="replace").split(" ")[0].strip()
         mend = f"remove it to have it downloaded again (and {note.name} beside it, if you changed it on purpose)"
@@ -167,7 +170,7 @@ def hub_file(repository: str, names: Sequence[str], *, kept_as: str, what: str) 
         f"the weights of {what} are neither at {own} nor in {constants.HF_HUB_CACHE}, and cannot be downloaded: "
         f"{first_line}",
         mend=f"where there is a network download {url} and put it at {own}; or name a file you have with "
-        "features.weights or evaluation.weights (cedm-ray evaluate: --weights)",
+        f"{_WHERE_NAMED}",
     )
 
 

@@ -112,6 +112,8 @@ def test_without_a_network_the_message_says_what_to_put_where(dead_address, cach
         fetch(WebFile(name="net.pt", url=f"{dead_address}/net"), "Net-1")
     assert f"download {dead_address}/net and put it there" in caught.value.mend
     assert "features.weights" in caught.value.mend
+    # CLIP's pseudo-labels take their weights from neither of the space's two keys.
+    assert "cedm-ray cluster --method clip: --clip-weights" in caught.value.mend
 
 
 def test_a_named_file_must_be_there(tmp_path):
