@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from cedm_ray import durable
 from cedm_ray.errors import ConfigurationError
@@ -91,6 +92,40 @@ def test_the_speed_told_is_that_of_a_batch_as_far_as_there_is_time_for_one(
     *_, found = rehearse(fresh, tiny_space, 4, device="cpu")
     assert found.measured_batch == batch
     assert found.images_per_s == pytest.approx(speed)
+
+
+def test_one_step_that_is_held_up_does_not_make_the_batch_small(fresh, tiny_space, monkeypatch):
+    def timed(space, pixels, condition, size, device, batch_size, steps):
+        # The second step of every try waits ten seconds for something else.
+        return ((0.01 * step + 10 * (step > 1), None) for step in range(1, steps + 1))
+
+    monkeypatch.setattr(rehearsal, "_timed", timed)
+    *_, found = rehearse(fresh, tiny_space, 4, device="cpu")
+    assert found.measured_batch == 64
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(1, 1), (3, 3), (0.5, 1)])
+def test_it_computes_on_the_cores_of_a_trial_and_puts_them_back(fresh, tiny_space, monkeypatch, cpus, threads):
+    seen = set()
+
+    def timed(space, pixels, condition, size, device, batch_size, steps):
+        seen.add(torch.get_num_threads())
+        return ((float(step), None) for step in range(1, steps + 1))
+
+    monkeypatch.setattr(rehearsal, "_timed", timed)
+    before = torch.get_num_threads()
+    try:
+        # A number of its own, which the machine's cores do not happen to be.
+        torch.set_num_threads(2)
+        list(rehearse(fresh, _changed(tiny_space, resources={"trial": {"cpus": cpus}}), 4, device="cpu"))
+        assert seen == {threads}
+        assert torch.get_num_threads() == 2
+        begun = rehearse(fresh, tiny_space, 4, device="cpu")
+        next(begun)
+        begun.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_rehearsal_is_plain_values(fresh, tiny_space, monkeypatch):
