@@ -48,8 +48,7 @@ def sweep_picture(models: Sequence[TrainedModel], *, rows: int, first_seed: int,
     models = sorted(models, key=lambda model: (model.meaning.feature_dim > 0, model.meaning.num_clusters or 0))
     seeds = range(first_seed, first_seed + rows)
     images = np.stack([_sampled(model, list(seeds), None, show) for model in models], axis=1)
-    alike = len({model.images_seen for model in models}) == 1
-    names = [_name(model.meaning) + ("" if alike else f"\n{amount(model.images_seen / 1000)}") for model in models]
+    names = [_name(model.meaning) + _training("\n{}", model, models) for model in models]
     return labelled_grid(images, rows=[f"seed {seed}" for seed in seeds], columns=names)
 
 
@@ -68,6 +67,7 @@ def classes_picture(
 
     other: a model that is conditioned on classes; the class of every image is what it was trained on. Clusters and
     classes are matched by the Hungarian algorithm over the training images, and the first `rows` classes are shown.
+    Where one model has seen fewer images than the other, both say how many.
     Raises ConfigurationError where a model has no clusters, or the two were trained on different images.
     """
     for one in (model, other):
@@ -85,10 +85,11 @@ def classes_picture(
         [_product(model, ours, seeds, show), _product(other, theirs, seeds, show)],
         axis=1,
     )
+    both = (model, other)
     names = [f"class {match.label}\ncluster {match.cluster}, {match.share:.0%}" for match in matches]
     groups = [
-        (f"clusters, {_name(model.meaning)}", columns),
-        (f"{len(other.meaning.class_ids)} classes, the same noise", columns),
+        (f"clusters, {_name(model.meaning)}" + _training(", {} images", model, both), columns),
+        (f"{len(other.meaning.class_ids)} classes, the same noise" + _training(", {} images", other, both), columns),
     ]
     return labelled_grid(images, rows=names, columns=[f"seed {seed}" for seed in seeds] * 2, groups=groups)
 
@@ -107,7 +108,8 @@ def confidence_picture(
     """The most and the least confident of `candidates` images, and the unconditional model's from the same noise (Figs.
     8 and 14).
 
-    confidence: the head of the model's own clustering, which judges both models. Shows `rows` rows of each kind.
+    confidence: the head of the model's own clustering, which judges both models. Shows `rows` rows of each kind, and
+    how many images the models have seen where one has seen fewer.
     Raises ConfigurationError for fewer candidates than two such blocks hold.
     """
     shown = rows * columns
@@ -117,12 +119,16 @@ def confidence_picture(
     images = _sampled(model, seeds, None, show)
     values = confidence(images)
     order = np.argsort(-values, kind="stable")
-    blocks, names = [], []
+    blocks, names, both = [], [], (model, unconditional)
     for kind, chosen in (("most", order[:shown]), ("least", order[-shown:])):
         noise = _sampled(unconditional, [seeds[index] for index in chosen], None, show)
         for title, block, block_values in (
-            (f"{kind} confident, {_name(model.meaning)}", images[chosen], values[chosen]),
-            ("same noise, unconditional", noise, confidence(noise)),
+            (
+                f"{kind} confident, {_name(model.meaning)}" + _training(", {} images", model, both),
+                images[chosen],
+                values[chosen],
+            ),
+            ("same noise, unconditional" + _training(", {} images", unconditional, both), noise, confidence(noise)),
         ):
             blocks.append(block.reshape(rows, columns, *block.shape[1:]))
             for index, row in enumerate(block_values.reshape(rows, columns)):
@@ -138,6 +144,12 @@ def _name(meaning: Meaning) -> str:
         return "none"
     proposal = read_trial_name(meaning.trial).proposal
     return f"C = {meaning.num_clusters}" + (f", p{proposal}" if proposal else "")
+
+
+def _training(text: str, model: TrainedModel, shown: Sequence[TrainedModel]) -> str:
+    """The text with the images that the model has seen, where the models shown differ in that; else nothing."""
+    alike = len({other.images_seen for other in shown}) == 1
+    return "" if alike else text.format(amount(model.images_seen / 1000))
 
 
 def _product(model: TrainedModel, classes: Sequence[int], seeds: Sequence[int], show: Show) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Paired pictures: which images stand where, against images sampled one by one from the models."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from cedm_ray.errors import ConfigurationError
 from cedm_ray.report import paired
+from cedm_ray.report.figures import amount
 from cedm_ray.report.grids import labelled_grid
 from cedm_ray.search.confidence import open_confidence
 from cedm_ray.search.model import find_model
@@ -84,6 +86,7 @@ def test_a_sweep_has_one_seed_a_row_and_one_c_a_column(finished, drawn):
 
 def test_clusters_stand_beside_their_classes(finished, with_classes, drawn):
     model, other = model_of(finished, "c00008"), model_of(with_classes, "c00010")
+    other = dataclasses.replace(other, images_seen=model.images_seen)
     paired.classes_picture(model, finished, other, with_classes, rows=8, columns=2, **SEED)
     ((images, rows, columns, rest),) = drawn
     used = sorted(set(load_assignment(finished, 8).labels.tolist()))
@@ -96,6 +99,14 @@ def test_clusters_stand_beside_their_classes(finished, with_classes, drawn):
         ours = images_of(model, [5, 6], [model.meaning.class_ids.index(cluster)] * 2)
         theirs = images_of(other, [5, 6], [other.meaning.class_ids.index(label)] * 2)
         assert np.abs(images[row] - np.concatenate([ours, theirs])).max() <= 1
+    # Of unequal training the picture says so, or the difference would be taken for that of the conditions.
+    early = dataclasses.replace(other, images_seen=model.images_seen // 2)
+    paired.classes_picture(model, finished, early, with_classes, rows=8, columns=2, **SEED)
+    seen = [amount(one.images_seen / 1000) for one in (model, early)]
+    titles = [("clusters, C = 8", 2), (f"{len(used)} classes, the same noise", 2)]
+    assert drawn[1][3]["groups"] == [
+        (f"{name}, {text} images", n) for (name, n), text in zip(titles, seen, strict=True)
+    ]
 
 
 def test_the_surest_and_the_least_sure_stand_above_the_same_noise(finished, tiny_space, drawn):
