@@ -4,13 +4,13 @@
 
 DIR holds CIFAR-10 as this project's data folder does: `unpack.py`, `labels.npz`, `features_mobilenet_v2_pca256.npy` and
 `published_clusters.npz`. FILE.pt is a TorchScript network uint8 [B, 3, 32, 32] -> [B, D]; a Fréchet distance in its
-features is no FID. Conditions: none, the class labels, k-means at C = 100 on the features (scikit-learn's KMeans, full
-Lloyd iterations but two starts instead of the ten that published results take, for time) and the published TEMI
-assignments (DINO ViT-B/16, gamma 0.6) at C = 10, 100 and 500.
+features is no FID. Conditions: none, the class labels, the published TEMI assignments (DINO ViT-B/16, gamma 0.6) and
+k-means on the features (scikit-learn's KMeans, full Lloyd iterations but two starts instead of the ten that published
+results take, for time), both at C = 10, 100 and 500.
 
 Every condition gets the same budget, seed, initial weights, order of images, noise, sampling seeds and sampler; the
 library's own train, sample, FeatureStatistics and frechet_distance do the work. The default is a 16-channel network of
-two levels for 50 thousand images, about one hour and a half of one core for all six. At this size the distances are
+two levels for 50 thousand images, about two hours of one core for all eight. At this size the distances are
 large and say which condition learns faster, not what a converged model reaches. On a GPU: `--channels 64 --kimg 1000
 --samples 10000 --device cuda`, where steps have 256 images, because smaller ones are over before the next is launched.
 
@@ -42,7 +42,7 @@ from cedm_ray.diffusion.unet import UNetConfig
 from cedm_ray.metrics.frechet import frechet_distance, frechet_reference
 from cedm_ray.metrics.statistics import FeatureStatistics
 
-CONDITIONS = ("unconditional", "labels", "temi-100", "kmeans-100", "temi-10", "temi-500")
+CONDITIONS = ("unconditional", "labels", "temi-100", "kmeans-100", "temi-10", "temi-500", "kmeans-10", "kmeans-500")
 
 
 def read_lines(path):
