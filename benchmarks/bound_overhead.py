@@ -103,15 +103,11 @@ def send(number: signal.Signals, pids: set[int]) -> None:
 
 def family(pid: int) -> set[int]:
     """A process and all that it, and what it has started, has started."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # The name, in brackets, may hold anything.
-            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
-    found, ahead = set(), [pid]
-    while ahead:
-        found.add(one := ahead.pop())
-        ahead += children.get(one, [])
+    found = {pid}
+    with contextlib.suppress(OSError):
+        for told in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in told.read_text().split():
+                found |= family(int(child))
     return found
 
 
